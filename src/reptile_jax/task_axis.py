@@ -1,0 +1,165 @@
+"""How the tasks of a meta-batch run: side by side, in chunks, or one after another.
+
+The result is the same to rounding. Sums over tasks stand in the scan's carry, so memory grows with
+the tasks that run at once, not with the meta-batch.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from reptile_jax.tasks import Draws, Task, check_meta_batch
+
+Params: TypeAlias = Any  # a pytree of floating-point arrays
+
+
+class TaskGradient(NamedTuple):
+    """What one task says about the initialisation."""
+
+    gradient: Params
+    opt_state: optax.OptState  # the inner optimiser's, after the task
+    losses: jax.Array  # [steps]
+
+
+class TaskMean(NamedTuple):
+    """What all tasks of a meta-batch say."""
+
+    gradient: Params  # weighted mean over the tasks that count; zero if none does
+    opt_state: optax.OptState | None  # where the next meta step's inner loops start
+    weight: jax.Array  # [], the sum of the weights
+    losses: jax.Array  # [tasks, steps]
+    finite: jax.Array  # [tasks] bool
+
+
+class _Part(NamedTuple):
+    """What a task, or a chunk of tasks, adds to the sums."""
+
+    gradient: Params
+    opt_state: optax.OptState | None
+    weight: jax.Array
+
+
+def mean_over_tasks(
+    estimate: Callable[[Params, optax.OptState | None, Task], TaskGradient],
+    params: Params,
+    opt_state: optax.OptState | None,
+    tasks: Task | Draws,
+    *,
+    at_once: int | None = None,
+    carry: bool = False,
+) -> TaskMean:
+    """Runs `estimate` on every task and takes the weighted mean.
+
+    A task whose losses, gradient or state are not all finite has no weight.
+
+    Args:
+      estimate: `(params, opt_state, task) -> TaskGradient`.
+      params: θ; gradients have its structure.
+      opt_state: where inner optimisers start; None for afresh, and then none is kept.
+      tasks: `[tasks, ...]`, or `Draws`.
+      at_once: tasks under one `vmap`; by default one on a CPU, else all.
+      carry: hand the inner optimiser's state from task to task; needs `at_once` = 1. Otherwise the
+        mean over the tasks is handed on.
+    """
+    draw, tasks = (
+        (tasks.distribution.sample, tasks.keys) if isinstance(tasks, Draws) else (_same, tasks)
+    )
+    num_tasks = check_meta_batch(tasks)
+    # On a CPU, batched matrix products over tasks are slower than one task after another.
+    at_once = min(at_once or (1 if jax.default_backend() == "cpu" else num_tasks), num_tasks)
+
+    def run_one(opt_state, task, exists):
+        task = draw(task)
+        result = estimate(params, opt_state, task)
+        finite = _all_finite(result)
+        weight = jnp.ones((), jnp.float32) if task.weight is None else jnp.float32(task.weight)
+        weight = jnp.where(exists & finite, weight, 0)
+        ended = None if opt_state is None else result.opt_state
+        part = _Part(*_weighted(weight, (result.gradient, ended)), weight)
+        return part, where(weight > 0, ended, opt_state), (result.losses, finite)
+
+    def run_chunk(opt_state, chunk, exist):
+        parts, _, report = jax.vmap(run_one, (None, 0, 0))(opt_state, chunk, exist)
+        return jax.tree.map(_over_first_axis, parts), opt_state, report
+
+    def add(sums_and_state, chunk):
+        sums, opt_state = sums_and_state
+        part, ended, report = (run_one if at_once == 1 else run_chunk)(opt_state, *chunk)
+        return (jax.tree.map(_accumulate, sums, part), ended if carry else opt_state), report
+
+    zeros = _Part(*_weighted(jnp.zeros((), jnp.float32), (params, opt_state)), jnp.float32(0))
+    (sums, ended), (losses, finite) = jax.lax.scan(
+        add, (zeros, opt_state), _in_chunks(tasks, num_tasks, at_once)
+    )
+    if at_once > 1:
+        losses, finite = (x.reshape(-1, *x.shape[2:])[:num_tasks] for x in (losses, finite))
+    divide = lambda total, like: _divide(total, sums.weight, like)
+    gradient = jax.tree.map(divide, sums.gradient, params)
+    if not carry:
+        ended = jax.tree.map(divide, sums.opt_state, opt_state)
+    return TaskMean(gradient, ended, sums.weight, losses, finite)
+
+
+def _same(task: Task) -> Task:
+    return task
+
+
+def _in_chunks(tasks, num_tasks: int, at_once: int):
+    """`(tasks, exist)` led by `[chunks, at_once]`, or `[tasks]` if one at once.
+
+    A last chunk that is not full repeats the last task, and `exist` is false there.
+    """
+    if at_once == 1:
+        return tasks, jnp.ones(num_tasks, bool)
+    chunks = -(-num_tasks // at_once)
+    index = jnp.arange(chunks * at_once).reshape(chunks, at_once)
+    if chunks * at_once == num_tasks:
+        shaped = jax.tree.map(lambda leaf: leaf.reshape(chunks, at_once, *leaf.shape[1:]), tasks)
+    else:
+        shaped = jax.tree.map(lambda leaf: leaf[jnp.minimum(index, num_tasks - 1)], tasks)
+    return shaped, index < num_tasks
+
+
+def _is_inexact(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _all_finite(tree) -> jax.Array:
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if _is_inexact(leaf)]
+    return jnp.all(jnp.stack(leaves))
+
+
+def where(condition, tree, other):
+    """Selects rather than multiplies: a NaN that is not chosen leaves no trace."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), tree, other)
+
+
+# The sums: floating-point leaves add up, in float32 at least. Integer leaves are counts of inner
+# steps, the same in every task that counts, and never fall: their maximum is that count.
+
+
+def _weighted(weight, tree):
+    def weigh(leaf):
+        if not _is_inexact(leaf):
+            return leaf
+        leaf = leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf
+        return jnp.where(weight > 0, weight.astype(leaf.dtype) * leaf, 0)
+
+    return jax.tree.map(weigh, tree)
+
+
+def _over_first_axis(leaf):
+    return jnp.sum(leaf, 0) if _is_inexact(leaf) else jnp.max(leaf, 0)
+
+
+def _accumulate(total, leaf):
+    return total + leaf if _is_inexact(leaf) else jnp.maximum(total, leaf)
+
+
+def _divide(total, weight, like):
+    if not _is_inexact(total):
+        return total
+    return (total / jnp.where(weight > 0, weight, 1).astype(total.dtype)).astype(like.dtype)

@@ -1,0 +1,139 @@
+"""What a task is: a support set in mini-batches, and a query set.
+
+A task τ drawn from p(τ) reaches the algorithm as arrays alone. Nothing here samples for the inner
+loop: it scans over the mini-batches that it is given, so "with or without replacement" is a fact
+about tasks, not about the algorithm.
+"""
+
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+Key: TypeAlias = jax.Array
+Examples: TypeAlias = Any  # a pytree whose leaves are led by [examples]
+Batches: TypeAlias = Any  # a pytree whose leaves are led by [steps, batch]
+
+
+class Batch(NamedTuple):
+    """Inputs and targets: what the library's own tasks are made of. Your own may be any pytree."""
+
+    inputs: jax.Array  # [batch, ...]
+    targets: jax.Array  # [batch, ...]
+
+
+class Task(NamedTuple):
+    """One task; or a meta-batch of them, every leaf led by `[tasks]` as well.
+
+    `query` is whatever the loss accepts as a batch; Reptile itself needs none. `weight` is the
+    task's share in the meta-gradient's weighted mean; without it all tasks count alike.
+    """
+
+    support: Batches  # [steps, batch, ...]
+    query: Examples = None  # [query, ...]
+    weight: jax.Array | None = None  # []
+
+
+@runtime_checkable
+class TaskDistribution(Protocol):
+    """p(τ): a pytree, so that its arrays are arguments of the compiled program."""
+
+    def sample(self, key: Key) -> Task:
+        """Draws one task. Pure: the same key gives the same task."""
+        ...
+
+
+class Draws(NamedTuple):
+    """A meta-batch not yet drawn: one task per key.
+
+    Each task is drawn where it is used, so a large meta-batch never stands in memory whole.
+    """
+
+    distribution: TaskDistribution
+    keys: Key  # [tasks]
+
+
+def minibatches(
+    key: Key, examples: Examples, *, steps: int, batch_size: int, replace: bool = False
+) -> Batches:
+    """Draws the inner loop's mini-batches from one task's support examples.
+
+    By default examples are shuffled and cycled through: consecutive batches, a new shuffle at the
+    end of each pass, and a batch may straddle two passes. This is the sampler of the paper's
+    released code (Nichol et al. 2018); it is not class-balanced.
+
+    Args:
+      key: consumed.
+      examples: a pytree, leaves `[examples, ...]`.
+      steps: number of mini-batches, at least 1.
+      batch_size: examples in each, at least 1.
+      replace: draw every batch afresh, without replacement inside the batch.
+
+    Returns:
+      The pytree with leaves `[steps, batch_size, ...]`.
+
+    Raises:
+      ValueError: for sizes below 1, for no examples, for leaves that disagree on their number, and
+        with `replace` for batches larger than the number of examples.
+    """
+    num_examples = check_leading_axis(examples, "examples", "a task's support set")
+    order = minibatch_order(key, num_examples, steps=steps, batch_size=batch_size, replace=replace)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], examples)
+
+
+def minibatch_order(
+    key: Key, num_examples: int, *, steps: int, batch_size: int, replace: bool = False
+) -> jax.Array:
+    """The indices behind `minibatches`: `[steps, batch_size]` integers below `num_examples`."""
+    if steps < 1 or batch_size < 1:
+        raise ValueError(
+            f"mini-batches need steps >= 1 and batch_size >= 1, got steps={steps} and "
+            f"batch_size={batch_size}."
+        )
+    if replace and batch_size > num_examples:
+        raise ValueError(
+            f"a batch of {batch_size} cannot be drawn without repetition from {num_examples} "
+            "examples: lower batch_size or give more examples."
+        )
+    passes = steps if replace else -(-steps * batch_size // num_examples)
+    shuffles = jax.vmap(lambda key: jax.random.permutation(key, num_examples))(
+        jax.random.split(key, passes)
+    )
+    if replace:
+        return shuffles[:, :batch_size]
+    return shuffles.reshape(-1)[: steps * batch_size].reshape(steps, batch_size)
+
+
+def check_meta_batch(tasks: Task | Key) -> int:
+    """The number of tasks in a meta-batch, or a ValueError that says what is wrong with it."""
+    num_tasks = check_leading_axis(tasks, "tasks", "the meta-batch")
+    if isinstance(tasks, Task):
+        support = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks.support
+        )
+        check_leading_axis(support, "steps", "each task's support set")
+    return num_tasks
+
+
+def check_leading_axis(tree: Any, axis: str, what: str) -> int:
+    """The common size of the leaves' first axis, at least 1; else a ValueError says what is wrong."""
+    sizes = {
+        jax.tree_util.keystr(path) or "itself": jnp.shape(leaf)[:1]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    if not sizes:
+        raise ValueError(f"{what} holds no arrays; every leaf needs a leading axis [{axis}].")
+    if len(set(sizes.values())) > 1 or () in sizes.values():
+        found = ", ".join(
+            f"{path}: {size[0] if size else 'a scalar'}" for path, size in sizes.items()
+        )
+        raise ValueError(
+            f"the leaves of {what} disagree on their leading axis [{axis}]: {found}. Give every "
+            "leaf the same one."
+        )
+    (size,) = next(iter(sizes.values()))
+    if size < 1:
+        raise ValueError(
+            f"{what} has a leading axis [{axis}] of 0: give at least one of its {axis}."
+        )
+    return size

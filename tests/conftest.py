@@ -1,0 +1,25 @@
+"""Strict numerics for every test: nothing is promoted silently, and a warning is an error."""
+
+import jax
+import optax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def x64():
+    """Double precision, for comparisons that are to hold to more than float32's rounding."""
+    with jax.enable_x64(True):
+        yield
+
+
+def outside_strict(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An Optax optimiser exempt from strict dtype promotion, which Optax's own arithmetic fails."""
+
+    def update(grads, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(grads, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
