@@ -1,9 +1,16 @@
 """N-way K-shot episodes, drawn on the device from one array of images."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from reptile_jax.models import Apply
+from reptile_jax.reptile import Params
+from reptile_jax.tasks import Batch, Key, Task, minibatch_order
 
 
 class ImageClasses(NamedTuple):
@@ -15,3 +22,169 @@ class ImageClasses(NamedTuple):
     images: jax.Array | np.ndarray  # [images, height, width, channels] uint8
     starts: jax.Array | np.ndarray  # [classes] int32
     counts: jax.Array | np.ndarray  # [classes] int32
+
+
+class Episode(NamedTuple):
+    """What scoring a task may look at: the whole support set, and the query set."""
+
+    support: Batch  # [ways * shots, ...]
+    query: Batch  # [ways * query_shots, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FewShot:
+    """p(τ) over N-way K-shot episodes. Make one with `few_shot`."""
+
+    classes: ImageClasses
+    ways: int = dataclasses.field(metadata={"static": True})
+    shots: int = dataclasses.field(metadata={"static": True})
+    query_shots: int = dataclasses.field(metadata={"static": True})
+    steps: int = dataclasses.field(metadata={"static": True})
+    batch_size: int = dataclasses.field(metadata={"static": True})
+    replace: bool = dataclasses.field(metadata={"static": True})
+
+    def sample(self, key: Key) -> Task:
+        """One episode: support `Batch` `[steps, batch_size, ...]`, query an `Episode`.
+
+        Inputs are float32 in [0, 1], labels int32: the class's position among the classes drawn.
+        """
+        class_key, image_key, batch_key = jax.random.split(key, 3)
+        drawn = draw_distinct(class_key, self.classes.starts.shape[0], self.ways)
+        counts = jnp.asarray(self.classes.counts)[drawn]
+        picks = jax.vmap(draw_distinct, (0, 0, None))(
+            jax.random.split(image_key, self.ways), counts, self.shots + self.query_shots
+        )
+        index = jnp.asarray(self.classes.starts)[drawn][:, None] + picks
+        support = index[:, : self.shots].reshape(-1)
+        labels = jnp.repeat(jnp.arange(self.ways, dtype=jnp.int32), self.shots)
+        order = minibatch_order(
+            batch_key,
+            self.ways * self.shots,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            replace=self.replace,
+        )
+        batches = Batch(self._images(support[order]), labels[order])
+        if not self.query_shots:
+            return Task(batches)
+        query = Batch(
+            self._images(index[:, self.shots :].reshape(-1)),
+            jnp.repeat(jnp.arange(self.ways, dtype=jnp.int32), self.query_shots),
+        )
+        return Task(batches, Episode(Batch(self._images(support), labels), query))
+
+    def _images(self, index: jax.Array) -> jax.Array:
+        return jnp.asarray(self.classes.images)[index].astype(jnp.float32) / 255
+
+
+def few_shot(
+    classes: ImageClasses,
+    *,
+    ways: int,
+    shots: int,
+    steps: int,
+    batch_size: int,
+    query_shots: int = 0,
+    replace: bool = False,
+) -> FewShot:
+    """Episodes over `classes`: `ways` distinct ones, and of each distinct images.
+
+    Args:
+      classes: put on the device here.
+      ways: classes in an episode, N.
+      shots: support images of each class, K. The paper trains with more than it evaluates with.
+      steps, batch_size: the inner loop's mini-batches of the support set, as in `minibatches`.
+      query_shots: query images of each class.
+      replace: draw each mini-batch afresh.
+
+    Raises:
+      ValueError: for sizes below 1, or more classes or images than there are.
+    """
+    num_classes, fewest = len(classes.counts), int(np.min(classes.counts, initial=2**31 - 1))
+    if ways < 1 or shots < 1 or query_shots < 0 or steps < 1 or batch_size < 1:
+        raise ValueError(
+            "ways, shots, steps and batch_size are at least 1 and query_shots at least 0, got "
+            f"{ways}, {shots}, {steps}, {batch_size} and {query_shots}."
+        )
+    if ways > num_classes:
+        raise ValueError(f"ways={ways}, but there are only {num_classes} classes.")
+    if shots + query_shots > fewest:
+        raise ValueError(
+            f"shots={shots} and query_shots={query_shots} need {shots + query_shots} images of "
+            f"each class, but class {int(np.argmin(classes.counts))} has {fewest}."
+        )
+    if replace and batch_size > ways * shots:
+        raise ValueError(
+            f"with replace, a batch of {batch_size} is drawn from {ways * shots} support images: "
+            "lower batch_size."
+        )
+    classes = jax.tree.map(jnp.asarray, classes)
+    return FewShot(classes, ways, shots, query_shots, steps, batch_size, replace)
+
+
+def draw_distinct(key: Key, size: int | jax.Array, number: int) -> jax.Array:
+    """Draws `number` distinct integers below `size` (which may be traced), in uniform order.
+
+    The first `number` swaps of a Fisher-Yates shuffle of 0 ... size - 1. The array is never made:
+    a place that no swap has touched holds its own index, and the others are looked up among the
+    swaps before, so the cost is O(number²) whatever the size.
+    """
+    places = jnp.arange(number, dtype=jnp.int32)
+    targets = jax.random.randint(key, (number,), places, size, jnp.int32)
+
+    def swap(moved, i):
+        # moved[s] is what swap s put at place targets[s]; a later swap hides an earlier one.
+        def at(place):
+            last = jnp.max(jnp.where((targets == place) & (places < i), places, -1))
+            return jnp.where(last >= 0, moved[last], place)
+
+        drawn, displaced = at(targets[i]), at(i)
+        return moved.at[i].set(displaced), drawn
+
+    return jax.lax.scan(swap, places, places)[1]
+
+
+def query_logits(
+    apply: Apply, params: Params, support: jax.Array, query: jax.Array, *, transductive: bool
+) -> jax.Array:
+    """Logits `[queries, ways]`, with the query images normalised together or one by one.
+
+    Transductive: all query images in one batch, so that batch norm sees them together, without the
+    support set. Otherwise: each query image in a batch with the whole support set (Nichol et al.
+    2018, section 6.1).
+
+    Args:
+      apply: `(params, images) -> logits`.
+      support, query: images `[support, ...]` and `[queries, ...]`.
+    """
+    if transductive:
+        return apply(params, query)
+    alone = lambda image: apply(params, jnp.concatenate([support, image[None]]))[-1]
+    return jax.lax.map(alone, query)
+
+
+def accuracy(apply: Apply) -> Callable[[Params, Task], dict[str, jax.Array]]:
+    """A score for `evaluate` on `FewShot`: the share of query images classified correctly.
+
+    Both ways of `query_logits`: "transductive" and "inductive".
+    """
+
+    def score(params: Params, task: Task) -> dict[str, jax.Array]:
+        if task.query is None:
+            raise ValueError("accuracy needs query images: give few_shot at least query_shots=1.")
+        support, query = task.query
+        return {
+            name: _share_correct(
+                query_logits(apply, params, support.inputs, query.inputs, transductive=together),
+                query.targets,
+            )
+            for name, together in (("transductive", True), ("inductive", False))
+        }
+
+    return score
+
+
+def _share_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    guesses = jnp.argmax(logits, -1).astype(labels.dtype)
+    return jnp.mean((guesses == labels).astype(jnp.float32))

@@ -64,21 +64,21 @@ def mean_over_tasks(
       carry: hand the inner optimiser's state from task to task; needs `at_once` = 1. Otherwise the
         mean over the tasks is handed on.
     """
-    draw, tasks = (
-        (tasks.distribution.sample, tasks.keys) if isinstance(tasks, Draws) else (_same, tasks)
-    )
-    num_tasks = check_meta_batch(tasks)
+    draws = isinstance(tasks, Draws)
+    each = tasks.keys if draws else tasks
+    num_tasks = check_meta_batch(each)
     # On a CPU, batched matrix products over tasks are slower than one task after another.
     at_once = min(at_once or (1 if jax.default_backend() == "cpu" else num_tasks), num_tasks)
 
     def run_one(opt_state, task, exists):
-        task = draw(task)
+        if draws:
+            task = tasks.distribution.sample(task)
         result = estimate(params, opt_state, task)
         finite = _all_finite(result)
         weight = jnp.ones((), jnp.float32) if task.weight is None else jnp.float32(task.weight)
         weight = jnp.where(exists & finite, weight, 0)
         ended = None if opt_state is None else result.opt_state
-        part = _Part(*_weighted(weight, (result.gradient, ended)), weight)
+        part = _Part(_weighted(weight, result.gradient), _weighted(weight, ended), weight)
         return part, where(weight > 0, ended, opt_state), (result.losses, finite)
 
     def run_chunk(opt_state, chunk, exist):
@@ -90,9 +90,10 @@ def mean_over_tasks(
         part, ended, report = (run_one if at_once == 1 else run_chunk)(opt_state, *chunk)
         return (jax.tree.map(_accumulate, sums, part), ended if carry else opt_state), report
 
-    zeros = _Part(*_weighted(jnp.zeros((), jnp.float32), (params, opt_state)), jnp.float32(0))
+    zero = jnp.zeros((), jnp.float32)
+    zeros = _Part(_weighted(zero, params), _weighted(zero, opt_state), zero)
     (sums, ended), (losses, finite) = jax.lax.scan(
-        add, (zeros, opt_state), _in_chunks(tasks, num_tasks, at_once)
+        add, (zeros, opt_state), _in_chunks(each, num_tasks, at_once)
     )
     if at_once > 1:
         losses, finite = (x.reshape(-1, *x.shape[2:])[:num_tasks] for x in (losses, finite))
@@ -101,10 +102,6 @@ def mean_over_tasks(
     if not carry:
         ended = jax.tree.map(divide, sums.opt_state, opt_state)
     return TaskMean(gradient, ended, sums.weight, losses, finite)
-
-
-def _same(task: Task) -> Task:
-    return task
 
 
 def _in_chunks(tasks, num_tasks: int, at_once: int):

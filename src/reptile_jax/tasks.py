@@ -18,8 +18,8 @@ Batches: TypeAlias = Any  # a pytree whose leaves are led by [steps, batch]
 class Batch(NamedTuple):
     """Inputs and targets: what the library's own tasks are made of. Your own may be any pytree."""
 
-    inputs: jax.Array  # [batch, ...]
-    targets: jax.Array  # [batch, ...]
+    inputs: Any  # [batch, ...]
+    targets: Any  # [batch, ...]
 
 
 class Task(NamedTuple):

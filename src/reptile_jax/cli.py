@@ -1,0 +1,199 @@
+"""The command line: `reptile-jax train | evaluate | presets | ...`."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from reptile_jax import download, fewshot_run, presets, report, runs, sinusoid_run
+
+USAGE = """\
+usage: reptile-jax COMMAND ...
+
+  train sinusoid                    the paper's sine waves, in less than a minute
+  train omniglot --data DIR         Omniglot, from the two official zip files
+  train mini-imagenet --data DIR    mini-ImageNet, in any of three layouts
+  train images --data DIR           a folder with one folder of images per class
+  train --preset ROW --data DIR     a row of the paper: o15, o15t, o55, ..., m55t
+  evaluate RUN --data DIR           score a trained run on held-out classes
+  adapt RUN --support DIR --query DIR
+                                    classify new images of new classes
+  download omniglot --out DIR       fetch Omniglot from its official repository
+  presets                           the paper's rows and their values
+
+Every command takes --help."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit status; a person's mistake is one line, no traceback."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        report.say(USAGE)
+        return 0 if argv else 2
+    try:
+        command = _COMMANDS.get(argv[0])
+        if command is None:
+            raise ValueError(f"there is no command {argv[0]!r}: see reptile-jax --help.")
+        command(argv[1:])
+    except (ValueError, OSError, ImportError) as error:
+        print(f"reptile-jax: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("reptile-jax: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _SinusoidOptions:
+    config: tyro.conf.OmitArgPrefixes[presets.Sinusoid]
+    serial: bool = False  # the authors' serial setting: one task a meta step, ε from 0.1
+    out: Path | None = None  # folder of the run; by default a new one under runs/
+
+
+@dataclasses.dataclass(frozen=True)
+class _FewShotOptions:
+    data: Path  # folder of the data set
+    config: tyro.conf.OmitArgPrefixes[presets.FewShotImages]
+    out: Path | None = None  # folder of the run; by default a new one under runs/
+
+
+def _train(argv: list[str]) -> None:
+    name, argv = _take_preset(argv)
+    what = argv[0] if argv and not argv[0].startswith("-") else None
+    rest = argv[1:] if what else argv
+    if what == "sinusoid":
+        _train_sinusoid(rest)
+        return
+    starts = {"omniglot": "o15", "mini-imagenet": "m15", "images": "m15"}
+    if what not in starts and not (what is None and (name or "--help" in rest or "-h" in rest)):
+        raise ValueError(
+            f"train what? sinusoid, {', '.join(starts)}, or --preset with a row of the paper; got "
+            f"{what or 'nothing'}."
+        )
+    config = presets.PAPER[name or starts[what or "omniglot"]]
+    if what is not None:
+        if name and what != config.dataset:
+            raise ValueError(f"preset {name} is for {config.dataset}, not {what}.")
+        config = dataclasses.replace(config, dataset=what)
+    options = tyro.cli(
+        _FewShotOptions,
+        default=_FewShotOptions(tyro.MISSING, config),
+        args=rest,
+        prog=f"reptile-jax train {what or '--preset ROW'}",
+    )
+    fewshot_run.train(options.config, options.data, options.out, name)
+
+
+def _train_sinusoid(argv: list[str]) -> None:
+    start = presets.SERIAL_SINUSOID if "--serial" in argv else presets.Sinusoid()
+    options = tyro.cli(
+        _SinusoidOptions,
+        default=_SinusoidOptions(start),
+        args=argv,
+        prog="reptile-jax train sinusoid",
+    )
+    sinusoid_run.train(options.config, options.out)
+
+
+def _take_preset(argv: list[str]) -> tuple[str | None, list[str]]:
+    """Takes `--preset NAME` out of the arguments: it decides what the other defaults are."""
+    for index, word in enumerate(argv):
+        if word == "--preset" or word.startswith("--preset="):
+            joined = "=" in word
+            values = [word.partition("=")[2]] if joined else argv[index + 1 : index + 2]
+            if not values or values[0] not in presets.PAPER:
+                raise ValueError(f"--preset is one of {', '.join(presets.PAPER)}.")
+            return values[0], argv[:index] + argv[index + (1 if joined else 2) :]
+    return None, argv
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvaluateOptions:
+    run: Annotated[Path, tyro.conf.Positional]  # folder of the run
+    data: Path  # folder of the data set
+    eval_tasks: int | None = None  # held-out tasks; like the others, by default the run's value
+    eval_steps: int | None = None  # inner steps
+    eval_batch: int | None = None
+    shots: int | None = None  # support images of each class
+    query_shots: int | None = None  # query images of each class
+    seed: int | None = None  # of the tasks drawn
+
+
+def _evaluate(argv: list[str]) -> None:
+    options = dataclasses.asdict(tyro.cli(_EvaluateOptions, args=argv, prog="reptile-jax evaluate"))
+    run, data = options.pop("run"), options.pop("data")
+    changes = {name: value for name, value in options.items() if value is not None}
+    fewshot_run.score(run, data, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _AdaptOptions:
+    run: Annotated[Path, tyro.conf.Positional]  # folder of the run
+    support: Path  # folder with one folder of images per class
+    query: Path  # folder of the images to classify
+    transductive: bool = False  # normalise the query images together
+    json: Path | None = None  # also write the answers to this file
+
+
+def _adapt(argv: list[str]) -> None:
+    options = tyro.cli(_AdaptOptions, args=argv, prog="reptile-jax adapt")
+    if options.json is not None and options.json.exists():
+        raise FileExistsError(f"{options.json} exists: give another --json, or remove it.")
+    answers = fewshot_run.adapt(
+        options.run, options.support, options.query, transductive=options.transductive
+    )
+    report.table(
+        f"adapted to {len(answers[0]['probabilities'])} classes of {options.support}",
+        ["image", "class", "probability"],
+        [[answer["image"], answer["class"], f"{answer['probability']:.3f}"] for answer in answers],
+    )
+    if options.json is not None:
+        runs.write_json(options.json, answers)
+
+
+@dataclasses.dataclass(frozen=True)
+class _DownloadOptions:
+    out: Path  # folder for the two zip files
+
+
+def _download(argv: list[str]) -> None:
+    if argv[:1] != ["omniglot"]:
+        raise ValueError(
+            "download what? Only omniglot can be fetched: download omniglot --out DIR."
+        )
+    options = tyro.cli(_DownloadOptions, args=argv[1:], prog="reptile-jax download omniglot")
+    with report.Downloads() as show:
+        paths = download.download_omniglot(options.out, report=show)
+    for path in paths:
+        report.say(str(path))
+
+
+def _presets(argv: list[str]) -> None:
+    if argv:
+        raise ValueError(f"presets takes no arguments, got {' '.join(argv)}.")
+    rows = {name: dataclasses.asdict(config) for name, config in presets.PAPER.items()}
+    fields = [field.name for field in dataclasses.fields(presets.FewShotImages)]
+    varying = [f for f in fields if len({row[f] for row in rows.values()}) > 1]
+    report.table(
+        "The paper's rows (Nichol et al. 2018, appendix A)",
+        ["preset", *(field.replace("_", " ") for field in varying)],
+        [[name, *(str(row[f]) for f in varying)] for name, row in rows.items()],
+    )
+    common = {f: rows["o15"][f] for f in fields if f not in varying}
+    report.say("in all: " + ", ".join(f"{name}={value}" for name, value in common.items()))
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "adapt": _adapt,
+    "download": _download,
+    "presets": _presets,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

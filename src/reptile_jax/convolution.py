@@ -1,0 +1,367 @@
+"""A convolution that stays fast inside an inner loop: under `vmap` over weights, and in `scan`.
+
+Two things go wrong with `lax.conv_general_dilated` there. On CPU, the gradients of a convolution in
+a loop miss the compiler's fast path, because only the entry computation is brought into the layout
+that it needs (jax-ml/jax#12868): a step is ten times slower. Elsewhere, `vmap` over per-task
+weights gives grouped convolutions, whose weight gradients find no fast kernel. Here a convolution
+is one matrix product of patches with the kernel, and so are both of its gradients, written by hand.
+Under `vmap` these are batched matrix products.
+
+    model = nn.Conv(64, (3, 3), strides=2, conv_general_dilated=conv_general_dilated)
+
+All of it is differentiable in reverse mode, any number of times (MAML), but not in forward mode
+(`jax.jvp`, `jax.hessian` by forward-over-reverse), except `max_pool`, which has both.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from functools import partial, reduce
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Pair: TypeAlias = tuple[int, int]
+
+# Images [batch, height, width, features], kernels [height, width, in, out]: Flax's layout, and the
+# one in which patches are concatenated along the contiguous axis.
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+class _Geometry(NamedTuple):
+    """What is static about a two-dimensional convolution; pairs are (height, width)."""
+
+    image: Pair
+    kernel: Pair
+    strides: Pair
+    dilation: Pair
+    padding: tuple[Pair, Pair]
+    precision: Any
+
+    def output(self) -> Pair:
+        """Output pixel o at tap t reads image pixel `o * stride + t * dilation - padding[0]`."""
+        return tuple(
+            max(0, (size + low + high - (taps - 1) * dilation - 1) // stride + 1)
+            for size, taps, stride, dilation, (low, high) in zip(
+                self.image, self.kernel, self.strides, self.dilation, self.padding, strict=True
+            )
+        )
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Any,
+    padding: Any,
+    lhs_dilation: Any = None,
+    rhs_dilation: Any = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    out_sharding: Any = None,
+) -> jax.Array:
+    """`lax.conv_general_dilated` for images, as matrix products; equal to it up to rounding.
+
+    Takes the calls of Flax's `Conv`, linen and NNX, in two dimensions.
+
+    Args:
+      lhs: images `[batch, height, width, features]`.
+      rhs: kernel `[height, width, features / groups, out features]`, of the same dtype.
+      window_strides, rhs_dilation: pairs of positive integers; None means no dilation.
+      padding: 'SAME', 'SAME_LOWER', 'VALID', or two pairs of integers, which may be negative.
+      dimension_numbers: NHWC, HWIO, NHWC in any of the ways that lax allows to say it.
+      feature_group_count, precision, preferred_element_type: as in lax.
+      lhs_dilation, batch_group_count, out_sharding: nothing but their defaults.
+
+    Returns:
+      `[batch, out height, out width, out features]`, of the inputs' dtype or the preferred one.
+
+    Raises:
+      NotImplementedError: for what lax can do and this cannot.
+      ValueError: for shapes that do not fit together.
+      TypeError: for dtypes that are not floating point, or that differ.
+    """
+    _check(lhs, rhs, lhs_dilation, dimension_numbers, batch_group_count, out_sharding)
+    groups, features = feature_group_count, lhs.shape[3]
+    if rhs.shape[2] * groups != features or rhs.shape[3] % groups:
+        raise ValueError(
+            f"images with {features} features do not fit a kernel of shape {rhs.shape} in {groups} "
+            "groups: features must be groups times the kernel's third axis, and groups must divide "
+            "the fourth"
+        )
+    strides, dilation = tuple(window_strides), tuple(rhs_dilation or (1, 1))
+    kernel = rhs.shape[:2]
+    if isinstance(padding, str):
+        dilated = [(taps - 1) * step + 1 for taps, step in zip(kernel, dilation, strict=True)]
+        padding = lax.padtype_to_pads(lhs.shape[1:3], dilated, strides, padding)
+    padding = tuple((int(low), int(high)) for low, high in padding)
+    geometry = _Geometry(lhs.shape[1:3], kernel, strides, dilation, padding, precision)
+    dtype = jnp.dtype(preferred_element_type or lhs.dtype)
+    if groups == 1:
+        return _convolve(geometry, dtype, lhs, rhs)
+    grouped = jax.vmap(partial(_convolve, geometry, dtype), in_axes=(3, 3), out_axes=3)
+    images = lhs.reshape(*lhs.shape[:3], groups, rhs.shape[2])
+    out = grouped(images, rhs.reshape(*rhs.shape[:3], groups, rhs.shape[3] // groups))
+    return out.reshape(*out.shape[:3], rhs.shape[3])
+
+
+def _check(lhs, rhs, lhs_dilation, dimension_numbers, batch_group_count, out_sharding) -> None:
+    if lhs.ndim != 4 or rhs.ndim != 4:
+        raise NotImplementedError(
+            "only two-dimensional convolutions: images [batch, height, width, features] and a "
+            f"kernel [height, width, features, out features]; got shapes {lhs.shape}, {rhs.shape}. "
+            "Use lax.conv_general_dilated"
+        )
+    spec = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    if spec != lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT):
+        raise NotImplementedError(
+            f"only dimension_numbers={LAYOUT}, got {dimension_numbers} (None is lax's NCHW). "
+            "Transpose, or use lax.conv_general_dilated"
+        )
+    if any(step != 1 for step in lhs_dilation or ()):
+        raise NotImplementedError(
+            f"lhs_dilation (a transposed convolution) must be 1, got {lhs_dilation}. "
+            "Use lax.conv_general_dilated"
+        )
+    if batch_group_count != 1:
+        raise NotImplementedError(f"batch_group_count must be 1, got {batch_group_count}")
+    if out_sharding is not None:
+        raise NotImplementedError(f"out_sharding must be None, got {out_sharding}")
+    if lhs.dtype != rhs.dtype or not jnp.issubdtype(lhs.dtype, jnp.floating):
+        raise TypeError(f"need one floating dtype, got {lhs.dtype} images and {rhs.dtype} kernel")
+
+
+# A convolution is linear in the image and in the kernel. Contracted with a cotangent of its output
+# it is a trilinear form, and the three functions below are its partial derivatives: the gradients
+# of each are the other two, so gradients of every order stay matrix products.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _convolve(geometry: _Geometry, dtype: Any, image: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Image `[batch, h, w, in]`, kernel `[kh, kw, in, out]` -> `[batch, oh, ow, out]`."""
+    taps = kernel.reshape(-1, kernel.shape[-1])
+    return _contract(geometry, dtype, _patches(geometry, image), taps, ((3,), (0,)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _kernel_gradient(
+    geometry: _Geometry, dtype: Any, image: jax.Array, cotangent: jax.Array
+) -> jax.Array:
+    """Image `[batch, h, w, in]`, cotangent `[batch, oh, ow, out]` -> `[kh, kw, in, out]`."""
+    # Built again from the image: in one program these are the forward pass's patches, shared. Both
+    # operands are matrices, because the compiler transposes what has more contracted axes than one.
+    patches = _patches(geometry, image)
+    patches = patches.reshape(-1, patches.shape[-1])
+    cotangent = cotangent.reshape(-1, cotangent.shape[-1])
+    if patches.shape[1] <= cotangent.shape[1]:
+        gradient = _contract(geometry, dtype, patches, cotangent, ((0,), (0,)))
+    else:
+        # A product on CPU copies its left operand when that is transposed: let it be the smaller.
+        # Without the barrier the compiler swaps them back, to save the transpose of the result.
+        gradient = _contract(geometry, dtype, cotangent, patches, ((0,), (0,)))
+        gradient = lax.optimization_barrier(gradient).T
+    return gradient.reshape(*geometry.kernel, image.shape[-1], cotangent.shape[-1])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _image_gradient(
+    geometry: _Geometry, dtype: Any, cotangent: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    """Cotangent `[batch, oh, ow, out]`, kernel `[kh, kw, in, out]` -> `[batch, h, w, in]`.
+
+    One product gives every output pixel's share for each of its taps. Image pixels in the same
+    phase, their index modulo the stride, meet the same taps, so that a phase is a sum of shifted
+    blocks: a gather, where a scatter into the strided image would go element by element.
+    """
+    batch, features = cotangent.shape[0], kernel.shape[2]
+    taps = kernel.reshape(-1, kernel.shape[3])
+    shares = _contract(geometry, dtype, cotangent, taps, ((3,), (1,)))
+    shares = shares.reshape(*cotangent.shape[:3], *geometry.kernel, features)
+    (rows, row_phases), (columns, column_phases) = (_phases(geometry, axis) for axis in (0, 1))
+    empty = jnp.zeros((batch, rows, columns, features), dtype)  # a phase that no tap meets
+    interleaved = []
+    for row_taps in row_phases:
+        phases = []
+        for column_taps in column_phases:
+            blocks = [
+                _shift(shares[:, :, :, i, j], (row, column), (rows, columns))
+                for (i, row), (j, column) in itertools.product(row_taps, column_taps)
+            ]
+            phases.append(reduce(lax.add, blocks) if blocks else empty)
+        interleaved.append(jnp.stack(phases, axis=3))
+    # Stacked next to the axis that they interleave, phases need no transpose.
+    image = jnp.stack(interleaved, axis=2)
+    (height, width), (row_stride, column_stride) = geometry.image, geometry.strides
+    image = image.reshape(batch, rows * row_stride, columns * column_stride, features)
+    return image[:, :height, :width]
+
+
+def _convolve_backward(geometry, dtype, saved, cotangent):
+    image, kernel = saved
+    return (
+        _image_gradient(geometry, image.dtype, cotangent, kernel),
+        _kernel_gradient(geometry, kernel.dtype, image, cotangent),
+    )
+
+
+def _kernel_gradient_backward(geometry, dtype, saved, kernel):
+    image, cotangent = saved
+    return (
+        _image_gradient(geometry, image.dtype, cotangent, kernel),
+        _convolve(geometry, cotangent.dtype, image, kernel),
+    )
+
+
+def _image_gradient_backward(geometry, dtype, saved, image):
+    cotangent, kernel = saved
+    return (
+        _convolve(geometry, cotangent.dtype, image, kernel),
+        _kernel_gradient(geometry, kernel.dtype, image, cotangent),
+    )
+
+
+def _saves_arguments(function):
+    return lambda geometry, dtype, *args: (function(geometry, dtype, *args), args)
+
+
+_convolve.defvjp(_saves_arguments(_convolve), _convolve_backward)
+_kernel_gradient.defvjp(_saves_arguments(_kernel_gradient), _kernel_gradient_backward)
+_image_gradient.defvjp(_saves_arguments(_image_gradient), _image_gradient_backward)
+
+
+def _contract(geometry, dtype, a, b, axes) -> jax.Array:
+    """The matrix product of `a` and `b` over `axes`, in the wider of their dtypes and `dtype`."""
+    # numpy's promotion, since jax's is an error under `jax_numpy_dtype_promotion='strict'`.
+    wide = np.promote_types(a.dtype, b.dtype)
+    product = lax.dot_general(
+        a.astype(wide),
+        b.astype(wide),
+        (axes, ((), ())),
+        precision=geometry.precision,
+        preferred_element_type=np.promote_types(wide, dtype),
+    )
+    return product.astype(dtype)
+
+
+def _patches(geometry: _Geometry, image: jax.Array) -> jax.Array:
+    """`[batch, h, w, in]` -> `[batch, oh, ow, kh * kw * in]`, what each output pixel reads."""
+    (batch, _, _, features), (rows, columns) = image.shape, geometry.output()
+    if rows == 0 or columns == 0:
+        return jnp.zeros((batch, rows, columns, features * math.prod(geometry.kernel)), image.dtype)
+    image = _pad(image, geometry.padding)
+    (row_stride, column_stride), (row_step, column_step) = geometry.strides, geometry.dilation
+    views = []
+    for i, j in itertools.product(*map(range, geometry.kernel)):
+        top, left = i * row_step, j * column_step
+        stop = top + (rows - 1) * row_stride + 1, left + (columns - 1) * column_stride + 1
+        view = lax.slice(
+            image, (0, top, left, 0), (batch, *stop, features), (1, *geometry.strides, 1)
+        )
+        views.append(view)
+    return jnp.concatenate(views, axis=3)
+
+
+def _phases(geometry: _Geometry, axis: int) -> tuple[int, list[list[Pair]]]:
+    """The pixels in each phase of an image axis, and for each phase its (tap, first output) pairs.
+
+    At that tap, image pixel `stride * m + phase` is read by output pixel `first output + m`.
+    """
+    stride, step, low = geometry.strides[axis], geometry.dilation[axis], geometry.padding[axis][0]
+    phases = []
+    for phase in range(stride):
+        reach = [(tap, phase + low - tap * step) for tap in range(geometry.kernel[axis])]
+        phases.append([(tap, first // stride) for tap, first in reach if first % stride == 0])
+    return -(-geometry.image[axis] // stride), phases
+
+
+def _shift(block: jax.Array, starts: Pair, sizes: Pair) -> jax.Array:
+    """`block[:, start : start + size]` along both image axes, with zeros outside the block."""
+    ends = zip(starts, sizes, block.shape[1:3], strict=True)
+    return _pad(block, [(-start, start + size - extent) for start, size, extent in ends])
+
+
+def _pad(image: jax.Array, pads: Sequence[Pair], value: float = 0.0) -> jax.Array:
+    """Pads both image axes; a negative pad cuts off."""
+    config = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
+    return lax.pad(image, jnp.array(value, image.dtype), config)
+
+
+def max_pool(
+    inputs: jax.Array, window_shape: Pair, strides: Pair | None = None, padding: Any = "VALID"
+) -> jax.Array:
+    """`flax.linen.max_pool` for windows that tile the image: `strides` must be `window_shape`.
+
+    Takes `[batch, height, width, features]`. Of equal maxima the first gets the gradient, as in
+    lax; unlike lax's gradient, this one is not a scatter.
+
+    Raises:
+      NotImplementedError: for windows that overlap or leave gaps, and for other shapes.
+    """
+    if inputs.ndim != 4 or strides is None or tuple(strides) != tuple(window_shape):
+        raise NotImplementedError(
+            "max_pool needs [batch, height, width, features] and strides equal to window_shape; "
+            f"got shape {inputs.shape}, window_shape={window_shape}, strides={strides}. "
+            "Use flax.linen.max_pool"
+        )
+    batch, height, width, features = inputs.shape
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads((height, width), window_shape, strides, padding)
+    axes = list(zip((height, width), window_shape, padding, strict=True))
+    rows, columns = [(extent + low + high) // window for extent, window, (low, high) in axes]
+    # Pixels that fill no window are cut off by a negative pad.
+    fit = [
+        (low, size * window - extent - low)
+        for size, (extent, window, (low, _)) in zip((rows, columns), axes, strict=True)
+    ]
+    high, wide = window_shape
+    windows = _pad(inputs, fit, -jnp.inf).reshape(batch, rows, high, columns, wide, features)
+    first, *others = [windows[:, :, i, :, j] for i in range(high) for j in range(wide)]
+    for other in others:
+        first = jnp.where((other > first) | jnp.isnan(other), other, first)
+    return first
+
+
+def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = 1e-3) -> jax.Array:
+    """Normalises with the batch's own statistics over all axes but the last; scales and shifts.
+
+    x `[..., features]`, scale and bias `[features]`. Statistics are in float32 at least, with the
+    variance of centred values (a mean of squares minus a squared mean cancels in low precision).
+    """
+    return _batch_norm(float(epsilon), x, scale, bias)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _batch_norm(epsilon, x, scale, bias):
+    return _batch_norm_forward(epsilon, x, scale, bias)[0]
+
+
+def _batch_norm_forward(epsilon, x, scale, bias):
+    wide = x.astype(np.promote_types(x.dtype, jnp.float32)).reshape(-1, x.shape[-1])
+    centred = wide - wide.mean(0, keepdims=True)
+    inverse = lax.rsqrt(jnp.square(centred).mean(0, keepdims=True) + epsilon)
+    normed = centred * inverse
+    y = normed * scale.astype(wide.dtype)[None] + bias.astype(wide.dtype)[None]
+    return y.astype(x.dtype).reshape(x.shape), (normed, inverse, scale, bias)
+
+
+def _batch_norm_backward(epsilon, saved, cotangent):
+    normed, inverse, scale, bias = saved
+    g = cotangent.reshape(normed.shape).astype(normed.dtype)
+    d_bias, d_scale = g.sum(0, keepdims=True), (g * normed).sum(0, keepdims=True)
+    count = normed.shape[0]
+    d_x = (inverse * scale.astype(g.dtype)[None]) * (
+        g - d_bias / count - normed * (d_scale / count)
+    )
+    return (
+        d_x.astype(cotangent.dtype).reshape(cotangent.shape),
+        d_scale[0].astype(scale.dtype),
+        d_bias[0].astype(bias.dtype),
+    )
+
+
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)

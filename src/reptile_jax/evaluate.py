@@ -1,0 +1,161 @@
+"""Adapts to held-out tasks and scores: the mean, its 95% interval, the curve over inner steps."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from reptile_jax.reptile import LossFn, Params, inner_loop
+from reptile_jax.tasks import Key, Task, TaskDistribution, check_leading_axis
+
+ScoreFn: TypeAlias = Callable[[Params, Task], Any]  # (params, task) -> a pytree of scalars
+
+
+class Evaluation(NamedTuple):
+    """Scores of many tasks, by the number of inner steps taken."""
+
+    steps: np.ndarray  # [points], inner steps taken at each point of the curve, from 0
+    mean: Any  # the score's pytree, leaves [points]: the mean over tasks
+    interval: Any  # the same: half the width of its 95% interval, 1.96 · sd / √tasks
+    scores: Any  # the same, leaves [tasks, points]
+
+
+def evaluate(
+    loss_fn: LossFn,
+    score_fn: ScoreFn,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    distribution: TaskDistribution,
+    key: Key,
+    *,
+    num_tasks: int,
+    opt_state: optax.OptState | None = None,
+    score_every: int | None = None,
+    tasks_at_once: int | None = None,
+    tasks_per_dispatch: int | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Adapts `params` to `num_tasks` tasks and scores the result.
+
+    The same key gives the same tasks, whatever is evaluated on them. The interval is that of the
+    mean over tasks for these parameters: 1.96 standard errors, the tasks being independent draws.
+    It says nothing of the spread over training runs.
+
+    Args:
+      loss_fn, optimizer: the inner loop's; the optimiser may differ from training's.
+      score_fn: `(params, task) -> ` a pytree of scalars, with the task as it was drawn.
+      params: the initialisation θ.
+      distribution: p(τ) of held-out tasks.
+      opt_state: where each task's optimiser starts, as in `MetaState.inner_opt_state`; None for
+        afresh.
+      score_every: inner steps between points of the curve; it has to divide the number of steps.
+        By default only the start and the end are scored.
+      tasks_at_once: tasks under one `vmap`; by default one on a CPU, else up to 256.
+      tasks_per_dispatch: tasks between calls of `report`; by default all.
+      report: called with the tasks done and `num_tasks`.
+
+    Raises:
+      ValueError: for fewer than two tasks, which have no interval, or a `score_every` that does not
+        divide the inner steps.
+    """
+    if num_tasks < 2:
+        raise ValueError(f"an interval needs at least two tasks, got num_tasks={num_tasks}.")
+    if tasks_at_once is None:
+        tasks_at_once = 1 if jax.default_backend() == "cpu" else 256
+    tasks_per_dispatch = tasks_per_dispatch or num_tasks
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_tasks))
+    chunks = []
+    for start in range(0, num_tasks, tasks_per_dispatch):
+        chunks.append(
+            jax.device_get(
+                _scores(
+                    loss_fn,
+                    score_fn,
+                    optimizer,
+                    params,
+                    opt_state,
+                    distribution,
+                    keys[start : start + tasks_per_dispatch],
+                    score_every,
+                    tasks_at_once,
+                )
+            )
+        )
+        if report is not None:
+            report(min(start + tasks_per_dispatch, num_tasks), num_tasks)
+    join = lambda *parts: np.concatenate(parts).astype(np.float64)
+    scores = jax.tree.map(join, *(scores for _, scores in chunks))
+    spread = lambda leaf: 1.96 * leaf.std(0, ddof=1) / math.sqrt(num_tasks)
+    return Evaluation(
+        steps=chunks[0][0],
+        mean=jax.tree.map(lambda leaf: leaf.mean(0), scores),
+        interval=jax.tree.map(spread, scores),
+        scores=scores,
+    )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("loss_fn", "score_fn", "optimizer", "score_every", "tasks_at_once"),
+)
+def _scores(
+    loss_fn, score_fn, optimizer, params, opt_state, distribution, keys, score_every, tasks_at_once
+):
+    """`(steps [points], scores [tasks, points])` of the tasks of `keys`."""
+
+    def score_task(key):
+        task = distribution.sample(key)
+        start = optimizer.init(params) if opt_state is None else opt_state
+        return adaptation_curve(
+            loss_fn,
+            lambda params: score_fn(params, task),
+            optimizer,
+            params,
+            start,
+            task.support,
+            score_every,
+        )
+
+    batch_size = None if tasks_at_once == 1 else min(tasks_at_once, len(keys))
+    steps, scores = jax.lax.map(score_task, keys, batch_size=batch_size)
+    return steps[0], scores
+
+
+def adaptation_curve(
+    loss_fn: LossFn,
+    score: Callable[[Params], Any],
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    opt_state: optax.OptState,
+    batches: Any,
+    score_every: int | None = None,
+) -> tuple[jax.Array, Any]:
+    """Scores `params` before, while and after adapting to one task.
+
+    Returns:
+      The inner steps taken `[points]`, and the scores, a pytree with leaves `[points, ...]`.
+    """
+    num_steps = check_leading_axis(batches, "steps", "`batches`")
+    score_every = score_every or num_steps
+    if num_steps % score_every:
+        raise ValueError(f"score_every={score_every} does not divide the {num_steps} inner steps.")
+
+    def segment(carry, batches):
+        params, opt_state = carry
+        adapted = inner_loop(loss_fn, optimizer, params, batches, opt_state)
+        return (adapted.params, adapted.opt_state), score(params)
+
+    points = num_steps // score_every
+    segments = jax.tree.map(
+        lambda leaf: leaf.reshape(points, score_every, *leaf.shape[1:]), batches
+    )
+    (adapted, _), before = jax.lax.scan(segment, (params, opt_state), segments)
+    scores = jax.tree.map(
+        lambda leaf, last: jnp.concatenate([leaf, last[None]]), before, score(adapted)
+    )
+    return jnp.arange(points + 1) * score_every, scores

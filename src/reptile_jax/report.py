@@ -1,0 +1,120 @@
+"""Progress, tables and metrics; the only module that prints."""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+_console = Console()
+_LINE_EVERY = 10.0  # seconds, where there is no terminal to redraw a bar on
+
+
+def say(message: str) -> None:
+    """Prints one line as it is."""
+    _console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table; the first column is flush left, the others right."""
+    drawn = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*row)
+    # A file or a pipe has no width to fit.
+    Console(width=None if _console.is_terminal else 160).print(drawn)
+
+
+class Bar:
+    """A progress bar with rate and time left; without a terminal, a line every ten seconds.
+
+    with Bar("training", total=1000, unit="meta steps") as bar:
+        bar.update(100, "loss 0.5")
+    """
+
+    def __init__(self, title: str, total: int, unit: str, done: int = 0):
+        self._title, self._total, self._unit = title, total, unit
+        self._first = done
+        self._start = self._last_line = time.monotonic()
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=_console,
+            disable=not _console.is_terminal,
+        )
+        self._task = self._progress.add_task(title, total=total, completed=done, unit=unit, note="")
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def update(self, done: int, note: str = "") -> None:
+        """Shows that `done` of the total are done, and a note such as the loss."""
+        now = time.monotonic()
+        rate = (done - self._first) / max(now - self._start, 1e-9)
+        self._progress.update(self._task, completed=done, note=f"{rate:,.1f}/s  {note}")
+        if not _console.is_terminal and (
+            now - self._last_line > _LINE_EVERY or done == self._total
+        ):
+            self._last_line = now
+            left = (self._total - done) / max(rate, 1e-9)
+            say(
+                f"{self._title}: {done:,}/{self._total:,} {self._unit}, {rate:,.1f}/s, "
+                f"{left:,.0f} s left  {note}"
+            )
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+
+def append_json_line(path: Path, row: dict[str, Any]) -> None:
+    """Adds one line to a file of JSON lines."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+class Downloads:
+    """Shows downloads; as a context it is the callback that `download` wants."""
+
+    def __init__(self):
+        self._tasks: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=_console,
+            disable=not _console.is_terminal,
+        )
+
+    def __enter__(self) -> "Downloads":
+        self._progress.start()
+        return self
+
+    def __call__(self, name: str, done: int, total: int | None) -> None:
+        """Shows that `done` bytes of `name` are there, of `total` if that is known."""
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name)
+        self._progress.update(self._tasks[name], completed=done, total=total)
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()

@@ -1,0 +1,125 @@
+"""The sine-wave experiment, from a configuration to a table and a picture (section 4)."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from reptile_jax import evaluate, models, presets, report, runs
+from reptile_jax.reptile import meta_learner, reptile
+from reptile_jax.sinusoids import sinusoids
+
+SHOWN_STEPS = (0, 1, 2, 4, 8, 16, 32)  # in the sine waves' table
+DRAWN_STEPS = (0, 1, 8, 32)  # in their picture
+
+
+def train(config: presets.Sinusoid, out: Path | None = None) -> Path:
+    """The sine waves: trains, compares with two other initialisations, draws. Returns the run."""
+    started = time.monotonic()
+    folder = runs.create(out, "sinusoid", config)
+    root = jax.random.key(config.seed)
+    init_key, train_key, eval_key = (jax.random.fold_in(root, use) for use in range(3))
+    model = models.MLP()
+    loss_fn = models.squared_error(model.apply)
+    params = model.init(init_key, jnp.zeros((1, 1)))
+    inner = optax.sgd(config.inner_rate)
+    anneal = optax.linear_schedule(config.meta_rate, 0.0, config.meta_steps)
+    # Side by side: networks as small as this gain more from fewer operations than they lose.
+    learner = meta_learner(
+        reptile(loss_fn, inner), optax.sgd(anneal), tasks_at_once=config.meta_batch
+    )
+
+    def learn(title: str, steps: int, batch: int, folder: Path | None) -> Any:
+        return runs.meta_train(
+            folder,
+            title,
+            learner,
+            learner.init(params),
+            sinusoids(steps=steps, batch_size=batch),
+            train_key,
+            until=config.meta_steps,
+            meta_batch=config.meta_batch,
+            steps_per_dispatch=config.steps_per_dispatch,
+        ).params
+
+    examples = config.inner_steps * config.inner_batch
+    initialisations = {
+        "Reptile": learn("Reptile", config.inner_steps, config.inner_batch, folder),
+        "random": params,
+        # Reptile with one inner step is joint training: here on the same examples at once.
+        "joint training": learn("joint training", 1, examples, None),
+    }
+    held_out = sinusoids(
+        shots=config.eval_shots, steps=config.eval_steps, batch_size=config.eval_shots
+    )
+    score = lambda params, task: loss_fn(params, task.query)
+    evaluations = {
+        name: evaluate.evaluate(
+            loss_fn,
+            score,
+            inner,
+            params,
+            held_out,
+            eval_key,
+            num_tasks=config.eval_tasks,
+            score_every=1,
+            tasks_at_once=100,
+        )
+        for name, params in initialisations.items()
+    }
+    _draw_sinusoids(folder, model, loss_fn, inner, held_out, eval_key, initialisations)
+    shown = [step for step in SHOWN_STEPS if step <= config.eval_steps]
+    report.table(
+        f"mean squared error ± 95% interval over {config.eval_tasks:,} held-out waves, "
+        f"{config.eval_shots} points given",
+        ["steps", *map(str, shown)],
+        [
+            [name, *(f"{e.mean[step]:.3f} ± {e.interval[step]:.3f}" for step in shown)]
+            for name, e in evaluations.items()
+        ],
+    )
+    seconds = time.monotonic() - started
+    results = {
+        name: {"steps": shown, "mean": e.mean[shown], "interval": e.interval[shown]}
+        for name, e in evaluations.items()
+    }
+    runs.finish(folder, seconds, {"mean squared error": results, "tasks": config.eval_tasks})
+    return folder
+
+
+def _draw_sinusoids(folder, model, loss_fn, inner, held_out, key, initialisations, waves: int = 3):
+    from reptile_jax import plots  # the picture alone needs matplotlib
+
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(waves))
+    tasks = jax.vmap(held_out.sample)(keys)
+
+    @jax.jit
+    def curves(params):
+        def curve(task):
+            predict = lambda params: model.apply(params, task.query.inputs)[:, 0]
+            start = inner.init(params)
+            return evaluate.adaptation_curve(
+                loss_fn, predict, inner, params, start, task.support, score_every=1
+            )[1]
+
+        return jax.vmap(curve)(tasks)
+
+    given = jax.device_get(tasks.support)
+    predictions = {
+        name: [
+            {step: outputs[step] for step in DRAWN_STEPS if step < len(outputs)}
+            for outputs in np.asarray(curves(params))
+        ]
+        for name, params in initialisations.items()
+    }
+    plots.adaptation(
+        folder / "adaptation.png",
+        np.asarray(tasks.query.inputs[0, :, 0]),
+        list(np.asarray(tasks.query.targets[:, :, 0])),
+        [(given.inputs[i, 0, :, 0], given.targets[i, 0, :, 0]) for i in range(waves)],
+        predictions,
+    )

@@ -1,0 +1,83 @@
+"""Many meta steps per dispatch, and the loop around them."""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+
+from reptile_jax.reptile import MetaInfo, MetaLearner, MetaState
+from reptile_jax.tasks import Draws, Key, TaskDistribution
+
+
+@functools.partial(
+    jax.jit, static_argnames=("learner", "num_steps", "meta_batch"), donate_argnames="state"
+)
+def meta_steps(
+    learner: MetaLearner,
+    state: MetaState,
+    distribution: TaskDistribution,
+    key: Key,
+    *,
+    num_steps: int,
+    meta_batch: int,
+) -> tuple[MetaState, MetaInfo]:
+    """Takes `num_steps` meta steps in one dispatch, each on tasks drawn on the device.
+
+    The key of a task is `fold_in(fold_in(key, state.step), index of the task)`: a run is the same
+    however it is cut into dispatches, chunks of tasks or devices, and wherever it is resumed.
+
+    Args:
+      learner: built once; each learner compiles its own program.
+      state: donated.
+      distribution: p(τ), a pytree.
+      key: the run's root key, not consumed.
+      num_steps, meta_batch: meta steps, and tasks in each.
+
+    Returns:
+      The state, and `MetaInfo` whose leaves are led by `[num_steps]`.
+    """
+
+    def step(state, _):
+        step_key = jax.random.fold_in(key, state.step)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, jax.numpy.arange(meta_batch))
+        return learner.step(state, Draws(distribution, keys))
+
+    return jax.lax.scan(step, state, length=num_steps)
+
+
+def train(
+    learner: MetaLearner,
+    state: MetaState,
+    distribution: TaskDistribution,
+    key: Key,
+    *,
+    until: int,
+    meta_batch: int,
+    steps_per_dispatch: int = 100,
+) -> Iterator[tuple[MetaState, MetaInfo]]:
+    """Trains until `state.step` is `until`, yielding `(state, infos)` after every dispatch.
+
+    A loop over it logs, evaluates and saves as it likes:
+
+        for state, infos in train(learner, state, distribution, key, until=1000, meta_batch=5):
+            print(int(state.step), infos.losses.mean())
+
+    Dispatches end at multiples of `steps_per_dispatch`, so a run that is resumed is cut as before.
+    The state given, and each one yielded, is used up by the next dispatch.
+
+    Raises:
+      ValueError: for a meta-batch or a number of steps below 1.
+    """
+    if meta_batch < 1 or steps_per_dispatch < 1:
+        raise ValueError(
+            "meta_batch and steps_per_dispatch are at least 1, got "
+            f"{meta_batch} and {steps_per_dispatch}."
+        )
+    step = int(state.step)
+    while step < until:
+        end = min(until, (step // steps_per_dispatch + 1) * steps_per_dispatch)
+        state, infos = meta_steps(
+            learner, state, distribution, key, num_steps=end - step, meta_batch=meta_batch
+        )
+        step = end
+        yield state, infos

@@ -1,0 +1,191 @@
+"""The commands, end to end and small: what they leave, what they print, what they refuse."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from reptile_jax import cli, presets
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def as_a_person_has_it():
+    """Without the tests' strict promotion, which Optax's own arithmetic does not pass."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Eight classes of grey images: a bar at an angle of its own, in noise."""
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[-1:1:16j, -1:1:16j]
+    for number in range(8):
+        angle = np.pi * number / 8
+        bar = np.abs(x * np.cos(angle) + y * np.sin(angle)) < 0.3
+        (folder / f"class{number}").mkdir(parents=True)
+        for image in range(6):
+            pixels = np.uint8(120 * bar + rng.integers(0, 60, (16, 16)))
+            Image.fromarray(pixels).save(folder / f"class{number}" / f"{image}.png")
+    return folder
+
+
+SMALL = [
+    *("--ways", "2", "--shots", "2", "--train-shots", "3", "--inner-batch", "4"),
+    *("--inner-steps", "3", "--size", "16", "--color", "grey", "--query-shots", "2"),
+    *("--eval-batch", "4", "--eval-steps", "5", "--eval-tasks", "20", "--meta-batch", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory):
+    """The folder of a small run on the pictures."""
+    out = tmp_path_factory.mktemp("runs") / "bars"
+    argv = ["train", "images", "--data", str(pictures), "--out", str(out), "--meta-steps", "40"]
+    assert cli.main([*argv, *SMALL]) == 0
+    return out
+
+
+def test_train_sinusoid_leaves_a_whole_run(capsys, tmp_path):
+    argv = ["--meta-steps", "30", "--eval-tasks", "20", "--steps-per-dispatch", "20"]
+    assert cli.main(["train", "sinusoid", *argv]) == 0
+    run = tmp_path / "runs" / "sinusoid"
+    config = json.loads((run / "config.json").read_text())
+    assert config["kind"] == "sinusoid"
+    assert config["meta_steps"] == 30
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [20, 30]
+    assert rows[-1]["tasks_left_out"] == 0
+    assert rows[-1]["last_loss"] < rows[-1]["first_loss"]
+    with Image.open(run / "adaptation.png") as picture:
+        assert picture.width > 1000
+    results = json.loads((run / "results.json").read_text())
+    errors = results["mean squared error"]
+    assert set(errors) == {"Reptile", "random", "joint training"}
+    assert errors["Reptile"]["steps"] == [0, 1, 2, 4, 8, 16, 32]
+    printed = capsys.readouterr().out
+    first = f"{errors['Reptile']['mean'][0]:.3f} ± {errors['Reptile']['interval'][0]:.3f}"
+    assert first in printed
+    assert "30/30 meta steps" in printed
+
+
+def test_serial_is_one_flag_away(tmp_path):
+    argv = ["--serial", "--meta-steps", "5", "--eval-tasks", "2", "--out", "serial"]
+    assert cli.main(["train", "sinusoid", *argv]) == 0
+    config = json.loads((tmp_path / "serial" / "config.json").read_text())
+    assert (config["meta_batch"], config["meta_rate"]) == (1, 0.1)
+
+
+def test_train_images_learns_and_scores(trained):
+    accuracy = json.loads((trained / "results.json").read_text())["accuracy"]
+    assert accuracy["inductive"]["inner steps"] == [0, 1, 2, 3, 4, 5]
+    assert accuracy["inductive"]["mean"][-1] > 0.75
+
+
+def test_evaluate_scores_the_run_again(trained, pictures, capsys):
+    before = json.loads((trained / "results.json").read_text())["accuracy"]
+    assert cli.main(["evaluate", str(trained), "--data", str(pictures)]) == 0
+    assert json.loads((trained / "results.json").read_text())["accuracy"] == before
+    argv = ["--eval-tasks", "7", "--shots", "1", "--eval-batch", "2"]
+    assert cli.main(["evaluate", str(trained), "--data", str(pictures), *argv]) == 0
+    assert "over 7 held-out tasks, 2-way 1-shot, after 40 meta steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [[], ["--transductive"]])
+def test_adapt_names_the_class_of_each_image(trained, pictures, tmp_path, capsys, flags):
+    for number in (1, 5):
+        images = sorted((pictures / f"class{number}").iterdir())
+        for part, chosen in (("support", images[:3]), ("query", images[3:])):
+            folder = tmp_path / part / (f"bar{number}" if part == "support" else "")
+            folder.mkdir(parents=True, exist_ok=True)
+            for image in chosen:
+                (folder / f"{number}-{image.name}").write_bytes(image.read_bytes())
+    argv = ["adapt", str(trained), "--support", "support", "--query", "query"]
+    assert cli.main([*argv, *flags, "--json", "answers.json"]) == 0
+    assert "adapted to 2 classes of support" in capsys.readouterr().out
+    answers = json.loads((tmp_path / "answers.json").read_text())
+    assert len(answers) == 6
+    for answer in answers:
+        np.testing.assert_allclose(sum(answer["probabilities"].values()), 1, rtol=1e-5)
+        assert answer["probability"] == max(answer["probabilities"].values())
+    right = [f"/{answer['class'][-1]}-" in answer["image"] for answer in answers]
+    assert sum(right) >= 5
+    assert cli.main([*argv, "--json", "answers.json"]) == 1
+    assert "answers.json exists" in capsys.readouterr().err
+
+
+def test_presets_are_the_papers_rows(capsys):
+    assert cli.main(["presets"]) == 0
+    printed = capsys.readouterr().out
+    assert set(presets.PAPER) == {
+        name + mode for name in ("o15", "o55", "o120", "o520", "m15", "m55") for mode in ("", "t")
+    }
+    for name in presets.PAPER:
+        assert f" {name} " in printed
+    assert presets.PAPER["o520t"] == presets.FewShotImages(
+        ways=20,
+        shots=5,
+        inner_batch=20,
+        inner_steps=10,
+        inner_rate=5e-4,
+        meta_steps=200_000,
+        eval_batch=10,
+        transductive=True,
+    )
+    m55 = presets.PAPER["m55"]
+    assert (m55.inner_steps, m55.train_shots, m55.eval_batch, m55.size) == (8, 15, 15, 84)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["fly"], "there is no command 'fly'"),
+        (["train"], "train what? sinusoid, omniglot, mini-imagenet, images, or --preset"),
+        (["train", "--preset", "o16", "--data", "."], "--preset is one of m15, m15t,"),
+        (
+            ["train", "omniglot", "--preset", "m15", "--data", "."],
+            "m15 is for mini-imagenet",
+        ),
+        (["train", "omniglot", "--data", "nothing"], "reptile-jax download omniglot --out nothing"),
+        (["train", "images", "--data", "nothing"], "there is no folder nothing"),
+        (["evaluate", "nothing", "--data", "."], "nothing is not the folder of a run"),
+        (["download", "imagenet"], "Only omniglot can be fetched"),
+        (["presets", "o15"], "presets takes no arguments, got o15"),
+    ],
+)
+def test_mistakes_are_one_clear_line(argv, message, capsys):
+    assert cli.main(argv) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_run_is_never_overwritten(trained, pictures, capsys):
+    config = (trained / "config.json").read_bytes()
+    argv = ["train", "images", "--data", str(pictures), "--out", str(trained), *SMALL]
+    assert cli.main(argv) == 1
+    assert "a run is never overwritten" in capsys.readouterr().err
+    assert (trained / "config.json").read_bytes() == config
+
+
+def test_a_damaged_zip_is_named(tmp_path, capsys):
+    for name in ("images_background.zip", "images_evaluation.zip"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04 half a file")
+    assert cli.main(["train", "omniglot", "--data", str(tmp_path)]) == 1
+    assert "images_background.zip is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_sizes_that_cannot_be_met_are_found_before_training(pictures, capsys, tmp_path):
+    argv = ["train", "images", "--data", str(pictures), *SMALL, "--ways", "7"]
+    assert cli.main(argv) == 1
+    assert "ways=7, but there are only" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,396 @@
+"""Few-shot episodes: what is drawn, how evenly, and what a score gets to see."""
+
+import collections
+import itertools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+from scipy.special import chdtri
+
+import reptile_jax as rj
+from reptile_jax.fewshot import (
+    Episode,
+    ImageClasses,
+    accuracy,
+    draw_distinct,
+    few_shot,
+    query_logits,
+)
+from reptile_jax.tasks import Batch, Task
+
+few_examples = hypothesis.settings(max_examples=40, deadline=None, derandomize=True, database=None)
+draw = jax.jit(draw_distinct, static_argnums=2)
+episode = jax.jit(lambda distribution, key: distribution.sample(key))
+episodes = jax.jit(lambda distribution, keys: jax.vmap(distribution.sample)(keys))
+
+COUNTS = (8, 5, 7, 13, 6, 11)
+SIZES = {"ways": 4, "shots": 3, "query_shots": 2, "steps": 5, "batch_size": 5}
+
+
+def made_up(counts=COUNTS):
+    """Images `[1, 1, 2]` that say what they are: pixels (51 · class, image of the class).
+
+    The classes lie in the array back to front, with an image of no class between them.
+    """
+    images, starts = [], {}
+    for name in reversed(range(len(counts))):
+        images.append((7, 77))
+        starts[name] = len(images)
+        images += [(51 * name, number) for number in range(counts[name])]
+    return ImageClasses(
+        np.array(images, np.uint8).reshape(-1, 1, 1, 2),
+        np.array([starts[name] for name in range(len(counts))], np.int32),
+        np.array(counts, np.int32),
+    )
+
+
+def identities(inputs):
+    """`[..., 2]`: class and number of made-up images `[..., 1, 1, 2]` as the tasks have them."""
+    assert inputs.dtype == jnp.float32
+    pixels = np.asarray(inputs, np.float64)[..., 0, 0, :] * 255
+    np.testing.assert_allclose(pixels, np.rint(pixels), atol=1e-4)
+    return np.rint(pixels).astype(int) // [51, 1]
+
+
+def assert_equally_likely(counts):
+    """Pearson's chi-square, whose threshold a right sampler passes in all but 1 of 10,000 keys.
+
+    `counts` of independent draws, `[outcomes]`; or a list of such, for several samplers together.
+    """
+    statistic, freedom = 0.0, 0
+    for count in counts if isinstance(counts, list) else [counts]:
+        expected = count.sum() / len(count)
+        assert expected >= 20
+        statistic += ((count - expected) ** 2 / expected).sum()
+        freedom += len(count) - 1
+    assert statistic < chdtri(freedom, 1e-4), (statistic, freedom)
+
+
+@pytest.fixture(scope="module")
+def distribution():
+    return few_shot(made_up(), **SIZES)
+
+
+@pytest.fixture(scope="module")
+def many(distribution):
+    """8,000 episodes."""
+    return jax.device_get(episodes(distribution, jax.random.split(jax.random.key(0), 8000)))
+
+
+# ---------------------------------------------------------------------------- distinct integers
+
+
+def shuffled(size, targets):
+    """The first places of 0 ... size - 1 after the swaps of each place with its target."""
+    array = np.arange(size)
+    for place, target in enumerate(targets):
+        array[[place, target]] = array[[target, place]]
+    return array[: len(targets)]
+
+
+@hypothesis.given(
+    number=st.sampled_from([1, 2, 5, 9]),
+    extra=st.one_of(st.integers(0, 8), st.integers(0, 2000)),
+    seed=st.integers(0, 2**31 - 1),
+)
+@few_examples
+def test_distinct_integers_are_those_of_a_fisher_yates_shuffle(number, extra, seed):
+    key, size = jax.random.key(seed), number + extra
+    targets = jax.random.randint(key, (number,), jnp.arange(number), size)
+    drawn = np.asarray(draw(key, jnp.int32(size), number))
+    assert drawn.dtype == np.int32
+    assert len(set(drawn.tolist())) == number
+    assert 0 <= drawn.min() <= drawn.max() < size
+    np.testing.assert_array_equal(drawn, shuffled(size, np.asarray(targets)))
+
+
+def test_distinct_integers_of_sizes_too_large_for_an_array():
+    keys = jax.random.split(jax.random.key(0), 1000)
+    size = 2**31 - 1
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: draw_distinct(key, size, 5)))(keys))
+    assert 0 <= drawn.min() < 0.01 * size
+    assert 0.99 * size < drawn.max() < size
+    assert all(len(set(row)) == 5 for row in drawn.tolist())
+
+
+def test_every_ordered_outcome_is_equally_likely():
+    keys = jax.random.split(jax.random.key(0), 24_000)
+    for size, number in ((4, 3), (4, 4), (6, 2)):
+        rows = jax.jit(jax.vmap(lambda key, n=number, s=size: draw_distinct(key, s, n)))(keys)
+        counts = collections.Counter(map(tuple, np.asarray(rows).tolist()))
+        outcomes = list(itertools.permutations(range(size), number))
+        assert set(counts) <= set(outcomes)
+        assert_equally_likely(np.array([counts[outcome] for outcome in outcomes]))
+
+
+# -------------------------------------------------------------------------------------- episodes
+
+
+def test_an_episode_has_distinct_classes_and_images(many):
+    support = identities(many.query.support.inputs).reshape(-1, 4, 3, 2)
+    query = identities(many.query.query.inputs).reshape(-1, 4, 2, 2)
+    images = np.concatenate([support, query], 2)  # [episodes, ways, images, class and number]
+    classes = images[..., 0]
+    assert (classes == classes[..., :1]).all()
+    assert (np.diff(np.sort(classes[..., 0], 1), axis=1) > 0).all()
+    assert (images[..., 1] < np.array(COUNTS)[classes]).all()
+    assert (np.diff(np.sort(images[..., 1], 2), axis=2) > 0).all()
+
+
+def test_labels_are_the_positions_of_the_classes(many):
+    for batch, shots in ((many.query.support, 3), (many.query.query, 2)):
+        assert batch.targets.dtype == np.int32
+        assert (batch.targets == np.repeat(np.arange(4), shots)).all()
+    classes = identities(many.query.support.inputs)[:, ::3, 0]  # [episodes, ways]
+    of_batches = identities(many.support.inputs)[..., 0]
+    np.testing.assert_array_equal(
+        np.take_along_axis(classes, many.support.targets.reshape(8000, -1), 1),
+        of_batches.reshape(8000, -1),
+    )
+    assert many.support.targets.dtype == np.int32
+
+
+def test_mini_batches_cycle_through_the_support_set(many):
+    assert many.support.inputs.shape == (8000, 5, 5, 1, 1, 2)
+    support = identities(many.query.support.inputs)[:20].tolist()
+    in_a_row = identities(many.support.inputs)[:20].reshape(20, 25, 2).tolist()
+    for images, order in zip(support, in_a_row, strict=True):
+        assert sorted(order[:12]) == sorted(order[12:24]) == sorted(images)
+        assert order[24] in images
+    assert any(order[:12] != order[12:24] for order in in_a_row)
+    assert any(order[:12] != images for images, order in zip(support, in_a_row, strict=True))
+
+
+def test_with_replacement_every_batch_is_drawn_afresh():
+    distribution = few_shot(
+        made_up(), ways=2, shots=3, steps=40, batch_size=4, query_shots=1, replace=True
+    )
+    task = episode(distribution, jax.random.key(1))
+    images = {tuple(image) for image in identities(task.query.support.inputs).tolist()}
+    batches = [set(map(tuple, batch)) for batch in identities(task.support.inputs).tolist()]
+    assert all(len(batch) == 4 and batch <= images for batch in batches)
+    in_a_row = identities(task.support.inputs).reshape(-1, 2)[:156].reshape(26, 6, 2).tolist()
+    assert any(len(set(map(tuple, six))) < 6 for six in in_a_row)
+    labels = {}
+    pairs = zip(
+        identities(task.support.inputs)[..., 0].reshape(-1).tolist(),
+        np.asarray(task.support.targets).reshape(-1).tolist(),
+        strict=True,
+    )
+    for name, label in pairs:
+        assert labels.setdefault(name, label) == label
+    assert sorted(labels.values()) == [0, 1]
+
+
+def test_images_are_scaled_from_0_to_1(many):
+    inputs = many.query.query.inputs
+    assert inputs.dtype == np.float32
+    assert inputs.min() == 0.0
+    assert inputs.max() == 1.0
+    np.testing.assert_allclose(np.unique(inputs[..., 0]), np.arange(6) / 5, rtol=1e-6)
+
+
+def test_every_class_is_equally_likely_at_every_position(many):
+    classes = identities(many.query.support.inputs)[:, ::3, 0]
+    for position in range(4):
+        assert_equally_likely(np.bincount(classes[:, position], minlength=6))
+
+
+@pytest.mark.parametrize("position", ["first support", "last support", "last query"])
+def test_every_image_of_a_class_is_equally_likely(many, position):
+    batch = many.query.query if position == "last query" else many.query.support
+    shot = 0 if position == "first support" else -1
+    images = identities(batch.inputs).reshape(8000, 4, -1, 2)[:, :, shot]
+    assert_equally_likely(
+        [
+            np.bincount(images[images[..., 0] == name][:, 1], minlength=count)
+            for name, count in enumerate(COUNTS)
+        ]
+    )
+
+
+def test_what_is_drawn_of_one_class_tells_nothing_of_another(many):
+    images = identities(many.query.support.inputs)[:, ::3]
+    places = (images[..., 1] / np.array(COUNTS)[images[..., 0]]).T  # [ways, episodes]
+    first = np.asarray(many.support.targets)[:, 0, 0]
+    correlations = np.corrcoef([*places, images[:, 0, 0], first])[np.triu_indices(6, 1)]
+    assert np.abs(correlations).max() < 4.5 / np.sqrt(8000)
+
+
+def test_the_same_key_gives_the_same_episode_however_it_is_run(distribution, many):
+    keys = jax.random.split(jax.random.key(0), 8000)[:3]
+    expected = jax.tree.map(lambda leaf: leaf[:3], many)
+    one_by_one = jax.tree.map(
+        lambda *leaves: np.stack(leaves), *(episode(distribution, key) for key in keys)
+    )
+    mapped = jax.jit(lambda distribution: jax.lax.map(distribution.sample, keys))(distribution)
+    for tasks in (one_by_one, mapped):
+        for a, b in zip(jax.tree.leaves(tasks), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(a, b)
+    outside = distribution.sample(keys[1])
+    np.testing.assert_array_equal(outside.query.query.inputs, expected.query.query.inputs[1])
+    other = episode(distribution, keys[2])
+    assert (np.asarray(other.query.query.inputs) != outside.query.query.inputs).any()
+
+
+def test_no_query_set_where_none_is_asked_for(distribution):
+    task = episode(few_shot(made_up(), **{**SIZES, "query_shots": 0}), jax.random.key(0))
+    assert task.query is None
+    assert task.support.inputs.shape == (5, 5, 1, 1, 2)
+
+
+def test_all_classes_and_all_images_can_be_drawn():
+    distribution = few_shot(
+        made_up((3, 3, 4)), ways=3, shots=2, query_shots=1, steps=1, batch_size=1
+    )
+    task = episodes(distribution, jax.random.split(jax.random.key(0), 200))
+    images = np.concatenate(
+        [
+            identities(task.query.support.inputs).reshape(200, 3, 2, 2),
+            identities(task.query.query.inputs).reshape(200, 3, 1, 2),
+        ],
+        2,
+    )
+    assert (np.sort(images[..., 0, 0], 1) == np.arange(3)).all()
+    small = images[images[..., 0, 0] < 2]
+    assert (np.sort(small[..., 1], 1) == np.arange(3)).all()
+
+
+def sorted_lengths(function, *arguments):
+    """The lengths of the arrays that a function's compiled program sorts."""
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    lines = [line for line in text.splitlines() if " sort(" in line]
+    return {
+        int(size)
+        for line in lines
+        for part in line.split(" sort(")[0].split("[")[1:]
+        for size in part.split("]")[0].split(",")
+    }
+
+
+def test_the_class_list_is_not_sorted_to_draw_from_it():
+    num_classes = 1234
+    classes = ImageClasses(
+        np.zeros((2 * num_classes, 1, 1, 1), np.uint8),
+        np.arange(num_classes, dtype=np.int32) * 2,
+        np.full(num_classes, 2, np.int32),
+    )
+    distribution = few_shot(classes, ways=5, shots=1, query_shots=1, steps=2, batch_size=5)
+    key = jax.random.key(0)
+    assert num_classes not in sorted_lengths(type(distribution).sample, distribution, key)
+    choice = lambda key: jax.random.choice(key, num_classes, (5,), replace=False)
+    assert num_classes in sorted_lengths(choice, key)  # what is looked for would be found
+
+
+def test_the_images_are_an_argument_and_not_a_part_of_the_program(distribution):
+    traces = []
+    sample = jax.jit(lambda distribution, key: traces.append(1) or distribution.sample(key))
+    other = few_shot(made_up()._replace(images=made_up().images + np.uint8(1)), **SIZES)
+    key = jax.random.key(0)
+    a, b = sample(distribution, key), sample(other, key)
+    assert len(traces) == 1
+    difference = (np.asarray(b.support.inputs) - a.support.inputs) * 255 % 256
+    np.testing.assert_allclose(difference, 1, atol=1e-3)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(distribution))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ways": 7}, "ways=7, but there are only 6 classes"),
+        (
+            {"shots": 4},
+            "shots=4 and query_shots=2 need 6 images of each class, but class 1 has 5",
+        ),
+        ({"ways": 0}, r"at least 1 .* got 0, 3, 5, 5 and 2\."),
+        ({"shots": 0}, r"at least 1 .* got 4, 0, 5, 5 and 2\."),
+        ({"steps": 0}, r"at least 1 .* got 4, 3, 0, 5 and 2\."),
+        ({"batch_size": 0}, r"at least 1 .* got 4, 3, 5, 0 and 2\."),
+        ({"query_shots": -1}, r"query_shots at least 0, got 4, 3, 5, 5 and -1\."),
+        (
+            {"replace": True, "batch_size": 13},
+            "with replace, a batch of 13 is drawn from 12 support images: lower batch_size",
+        ),
+    ],
+)
+def test_bad_sizes_are_named(changes, message):
+    for classes in (made_up(), jax.tree.map(jnp.asarray, made_up())):
+        with pytest.raises(ValueError, match=message):
+            few_shot(classes, **{**SIZES, **changes})
+
+
+def test_the_largest_sizes_are_allowed():
+    few_shot(made_up(), **{**SIZES, "ways": 6, "shots": 5, "query_shots": 0})
+    few_shot(made_up(), **{**SIZES, "replace": True, "batch_size": 12})
+    few_shot(made_up(), **{**SIZES, "batch_size": 13})
+
+
+# ---------------------------------------------------------------------------------------- scores
+
+
+def centred(params, images):
+    """Class 0 is what is above the batch's mean, class 1 what is below it."""
+    x = images[:, 0]
+    x = params * (x - x.mean())
+    return jnp.stack([x, -x], -1)
+
+
+# Batch means: the queries' 17/3; the support set's 4, with one query after the other 11/3, 13/3 and
+# 17/3; of all together 5.
+SUPPORT = jnp.array([[0.0], [8.0]])
+QUERY = jnp.array([[3.0], [5.0], [9.0]])
+
+
+def test_transductive_logits_see_all_queries_and_nothing_else():
+    logits = query_logits(centred, jnp.float32(3), SUPPORT, QUERY, transductive=True)
+    np.testing.assert_allclose(logits, [[-8, 8], [-2, 2], [10, -10]], rtol=1e-6)
+
+
+def test_inductive_logits_see_one_query_and_the_support_set():
+    logits = query_logits(centred, jnp.float32(3), SUPPORT, QUERY, transductive=False)
+    np.testing.assert_allclose(logits, [[-2, 2], [2, -2], [10, -10]], rtol=1e-6)
+    for at in range(3):
+        alone = query_logits(
+            centred, jnp.float32(3), SUPPORT, QUERY[at : at + 1], transductive=False
+        )
+        np.testing.assert_allclose(alone, logits[at : at + 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "transductive", "inductive"),
+    [([1, 0, 0], 2, 3), ([1, 1, 1], 2, 1), ([0, 1, 1], 1, 0), ([1, 1, 0], 3, 2)],
+)
+def test_accuracy_is_the_share_of_right_answers(labels, transductive, inductive):
+    support, query = Batch(SUPPORT, jnp.array([1, 0])), Batch(QUERY, jnp.array(labels))
+    task = Task(Batch(SUPPORT[None], jnp.array([[1, 0]])), Episode(support, query))
+    scores = accuracy(centred)(jnp.float32(1), task)
+    assert scores["transductive"].dtype == scores["inductive"].dtype == jnp.float32
+    np.testing.assert_allclose(scores["transductive"], transductive / 3, rtol=1e-6)
+    np.testing.assert_allclose(scores["inductive"], inductive / 3, rtol=1e-6)
+
+
+def test_accuracy_without_a_query_set_says_what_to_do():
+    task = Task(Batch(SUPPORT[None], jnp.array([[1, 0]])))
+    with pytest.raises(ValueError, match=r"accuracy needs query images: .*query_shots=1"):
+        accuracy(centred)(jnp.float32(1), task)
+
+
+def test_a_linear_model_learns_the_classes_of_an_episode():
+    apply = lambda params, images: images[:, 0, 0, :1] @ params["slope"] + params["bias"][None]
+
+    def loss_fn(params, batch):
+        logits = apply(params, batch.inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets).mean()
+
+    distribution = few_shot(made_up(), ways=2, shots=4, query_shots=1, steps=200, batch_size=8)
+    task = episode(distribution, jax.random.key(2))
+    params = {"slope": jnp.zeros((1, 2)), "bias": jnp.zeros(2)}
+    adapted = jax.jit(lambda: rj.inner_loop(loss_fn, optax.sgd(3.0), params, task.support))()
+    scores = accuracy(apply)(params, task), accuracy(apply)(adapted.params, task)
+    assert [score["inductive"].item() for score in scores] == [0.5, 1.0]
+    assert [score["transductive"].item() for score in scores] == [0.5, 1.0]

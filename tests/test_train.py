@@ -1,0 +1,101 @@
+"""Runs of many meta steps are the same however they are cut, and compile once."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import reptile_jax as rj
+from reptile_jax import checkpoint
+from reptile_jax.models import MLP, squared_error
+from reptile_jax.sinusoids import sinusoids
+from reptile_jax.train import meta_steps, train
+
+KEY = jax.random.key(5)
+
+
+@pytest.fixture(scope="module")
+def learner():
+    schedule = optax.linear_schedule(1.0, 0.0, 12)
+    meta_gradient = rj.reptile(squared_error(MLP((8, 1)).apply), optax.sgd(0.02, momentum=0.5))
+    return rj.meta_learner(meta_gradient, optax.sgd(schedule), inner_state="averaged")
+
+
+def start(learner):
+    return learner.init(MLP((8, 1)).init(jax.random.key(0), jnp.zeros((1, 1))))
+
+
+def run(learner, state, until, steps_per_dispatch, meta_batch=3):
+    loop = train(
+        learner,
+        state,
+        sinusoids(),
+        KEY,
+        until=until,
+        meta_batch=meta_batch,
+        steps_per_dispatch=steps_per_dispatch,
+    )
+    reports = []
+    for after, infos in loop:
+        reports.append(jax.device_get(infos))
+        state = after
+    return state, jax.tree.map(lambda *leaves: np.concatenate(leaves), *reports)
+
+
+def test_a_run_is_the_same_bit_for_bit_however_it_is_cut(learner):
+    state, infos = run(learner, start(learner), 12, 12)
+    assert infos.losses.shape == (12, 3, 5)
+    assert int(state.step) == 12
+    pieces, same_infos = run(learner, start(learner), 12, 5)
+    chex.assert_trees_all_equal((state, infos), (pieces, same_infos))
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(learner, tmp_path):
+    state, _ = run(learner, start(learner), 12, 4)
+    half, _ = run(learner, start(learner), 6, 4)
+    checkpoint.save(tmp_path / "checkpoints", half)
+    like = jax.eval_shape(lambda: start(learner))
+    restored = checkpoint.restore(tmp_path / "checkpoints", like)
+    chex.assert_trees_all_equal(restored, half)
+    chex.assert_trees_all_equal(run(learner, restored, 12, 4)[0], state)
+
+
+def test_a_checkpoint_that_is_not_there_is_named(learner, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint folder"):
+        checkpoint.restore(tmp_path / "nothing", start(learner))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint in"):
+        checkpoint.restore(tmp_path / "empty", start(learner))
+
+
+def test_a_dispatch_is_its_meta_steps_one_by_one(learner):
+    distribution = sinusoids()
+    state = start(learner)
+    for step in range(3):
+        keys = [jax.random.fold_in(jax.random.fold_in(KEY, step), task) for task in range(4)]
+        tasks = [distribution.sample(key) for key in keys]
+        state, _ = learner.step(state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks))
+    dispatched, _ = meta_steps(
+        learner, start(learner), distribution, KEY, num_steps=3, meta_batch=4
+    )
+    chex.assert_trees_all_close(dispatched, state, rtol=1e-4, atol=1e-6)
+
+
+def test_a_second_dispatch_compiles_nothing(learner):
+    state, _ = run(learner, start(learner), 4, 2, meta_batch=2)
+    compiled = meta_steps._cache_size()
+    run(learner, state, 8, 2, meta_batch=2)
+    assert meta_steps._cache_size() == compiled
+
+
+def test_nothing_is_left_to_do_at_the_end(learner):
+    state, _ = run(learner, start(learner), 2, 2)
+    assert list(train(learner, state, sinusoids(), KEY, until=2, meta_batch=1)) == []
+
+
+@pytest.mark.parametrize("sizes", [{"meta_batch": 0}, {"meta_batch": 1, "steps_per_dispatch": 0}])
+def test_sizes_below_one_are_refused(learner, sizes):
+    with pytest.raises(ValueError, match="meta_batch and steps_per_dispatch are at least 1"):
+        next(train(learner, start(learner), sinusoids(), KEY, until=2, **sizes))
