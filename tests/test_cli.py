@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reptile_jax import cli, presets
+from reptile_jax import cli, presets, report
 
 
 @pytest.fixture(autouse=True)
@@ -91,12 +91,39 @@ def test_train_images_learns_and_scores(trained):
 
 
 def test_evaluate_scores_the_run_again(trained, pictures, capsys):
-    before = json.loads((trained / "results.json").read_text())["accuracy"]
+    in_training = json.loads((trained / "results.json").read_text())["accuracy"]
     assert cli.main(["evaluate", str(trained), "--data", str(pictures)]) == 0
-    assert json.loads((trained / "results.json").read_text())["accuracy"] == before
+    assert json.loads((trained / "evaluation.json").read_text())["accuracy"] == in_training
     argv = ["--eval-tasks", "7", "--shots", "1", "--eval-batch", "2"]
     assert cli.main(["evaluate", str(trained), "--data", str(pictures), *argv]) == 0
     assert "over 7 held-out tasks, 2-way 1-shot, after 40 meta steps" in capsys.readouterr().out
+    assert json.loads((trained / "evaluation-2.json").read_text())["tasks"] == 7
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+    trained, pictures, tmp_path, monkeypatch
+):
+    argv = ["train", "images", "--data", str(pictures), *SMALL, "--meta-steps", "40"]
+    argv += ["--steps-per-dispatch", "8", "--save-every", "16", "--out", "run"]
+
+    def stop(path, row, write=report.append_json_line):
+        write(path, row)
+        if row.get("step") == 24:
+            with path.open("a") as cut_short:
+                cut_short.write('{"step": 3')
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "append_json_line", stop)
+    assert cli.main(argv) == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--resume", "run", "--data", str(pictures)]) == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [8, 16, 24, 32, 40]
+    results = [
+        json.loads((run / "results.json").read_text()) for run in (trained, tmp_path / "run")
+    ]
+    assert results[0]["accuracy"] == results[1]["accuracy"]
 
 
 @pytest.mark.parametrize("flags", [[], ["--transductive"]])

@@ -18,6 +18,7 @@ usage: reptile-jax COMMAND ...
   train mini-imagenet --data DIR    mini-ImageNet, in any of three layouts
   train images --data DIR           a folder with one folder of images per class
   train --preset ROW --data DIR     a row of the paper: o15, o15t, o55, ..., m55t
+  train --resume RUN --data DIR     go on with a run that was stopped
   evaluate RUN --data DIR           score a trained run on held-out classes
   adapt RUN --support DIR --query DIR
                                     classify new images of new classes
@@ -61,7 +62,17 @@ class _FewShotOptions:
     out: Path | None = None  # folder of the run; by default a new one under runs/
 
 
+@dataclasses.dataclass(frozen=True)
+class _ResumeOptions:
+    resume: Path  # folder of the run
+    data: Path  # folder of the data set
+
+
 def _train(argv: list[str]) -> None:
+    if any(word.partition("=")[0] == "--resume" for word in argv):
+        options = tyro.cli(_ResumeOptions, args=argv, prog="reptile-jax train")
+        fewshot_run.resume(options.resume, options.data)
+        return
     name, argv = _take_preset(argv)
     what = argv[0] if argv and not argv[0].startswith("-") else None
     rest = argv[1:] if what else argv

@@ -8,10 +8,10 @@ released code).
 
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, TypeAlias
+from typing import IO, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from reptile_jax.fewshot import ImageClasses
 
 Color: TypeAlias = Literal["rgb", "grey"]
 Resample: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-ClassItems: TypeAlias = Mapping[str, Sequence[Any]]  # class name → its images, as paths or indices
+ClassItems: TypeAlias = Mapping[str, Any]  # class name → a sequence of images: paths or indices
 
 _MODES = {"rgb": "RGB", "grey": "L"}
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
@@ -80,19 +80,17 @@ def load_image_folder(
             f"their folders: {few}. Add images, move the folders away, or "
             "lower min_images."
         )
-    names = split_classes(
+    train, validation, test = split_classes(
         classes, test_fraction=test_fraction, validation_fraction=validation_fraction, seed=seed
     )
-    train, validation, test = (
-        grouped(
-            {name: classes[name] for name in part},
-            lambda paths: read_images(paths, size=size, color=color, resample=resample),
-        )
-        if part
-        else (None, ())
-        for part in names
-    )
-    return ImageSplits(train[0], test[0], train[1], test[1], *validation)
+    read = lambda paths: read_images(paths, size=size, color=color, resample=resample)
+    load = lambda part: grouped({name: classes[name] for name in part}, read)
+    (train, train_names), (test, test_names) = load(train), load(test)
+    splits = ImageSplits(train, test, train_names, test_names)
+    if not validation:
+        return splits
+    validation, validation_names = load(validation)
+    return splits._replace(validation=validation, validation_names=validation_names)
 
 
 def split_classes(
@@ -127,8 +125,8 @@ def split_classes(
             f"{num_validation} for validation leave none for training."
         )
     random.Random(seed).shuffle(names)
-    parts = names[:num_train], names[num_train : num_train + num_validation], names[-num_test:]
-    return tuple(sorted(part) for part in parts)
+    validation = names[num_train : num_train + num_validation]
+    return sorted(names[:num_train]), sorted(validation), sorted(names[-num_test:])
 
 
 def class_folders(folder: str | Path) -> dict[str, list[Path]]:
@@ -252,8 +250,8 @@ def check_options(size: int, color: str = "grey", resample: str = "nearest") -> 
         raise ValueError(f"size is the side of the images in pixels, at least 1, got {size}.")
     if color not in _MODES:
         raise ValueError(f"color must be one of {list(_MODES)}, got {color!r}.")
-    if resample not in Resample.__args__:
-        raise ValueError(f"resample must be one of {list(Resample.__args__)}, got {resample!r}.")
+    if resample not in get_args(Resample):
+        raise ValueError(f"resample must be one of {list(get_args(Resample))}, got {resample!r}.")
 
 
 def grouped(

@@ -154,6 +154,7 @@ def _fetch_whole(
     pause: float,
 ) -> None:
     """Connects until `part` is as long as the server says, at most `attempts` times."""
+    reason = "it was not tried"
     for attempt in range(attempts):
         if attempt:
             time.sleep(pause * 2 ** (attempt - 1))

@@ -73,6 +73,18 @@ def train(
     config: presets.FewShotImages, data: Path, out: Path | None = None, name: str | None = None
 ) -> Path:
     """Few-shot images: trains, saves, and scores on held-out classes. Returns the run."""
+    folder = lambda: runs.create(out, name or config.dataset, config)
+    return _train(config, data, folder, None)
+
+
+def resume(run: Path, data: Path) -> Path:
+    """Goes on with a run from its newest checkpoint, as if it had never stopped."""
+    config = _few_shot_config(run)
+    _, state = restore(run, config)
+    return _train(config, data, lambda: run, state)
+
+
+def _train(config, data: Path, make_folder, state: MetaState | None) -> Path:
     started = time.monotonic()
     splits = load_data(config, data)
     report.say(
@@ -87,22 +99,23 @@ def train(
         batch_size=config.inner_batch,
     )
     held_out_tasks(config, splits)  # bad sizes are found before the training, not after it
-    folder = runs.create(out, name or config.dataset, config)
+    folder = make_folder()
     problem = problem_of(config)
     root = jax.random.key(config.seed)
     runs.meta_train(
         folder,
         f"Reptile, {config.ways}-way",
         problem.learner,
-        problem.first_state(jax.random.fold_in(root, 0)),
+        state or problem.first_state(jax.random.fold_in(root, 0)),
         distribution,
         jax.random.fold_in(root, 1),
         until=config.meta_steps,
         meta_batch=config.meta_batch,
         steps_per_dispatch=config.steps_per_dispatch,
+        save_every=config.save_every,
     )
     report.say(f"trained in {time.monotonic() - started:.0f} s")
-    _score(config, folder, splits, started)
+    _score(config, folder, "results", splits, started)
     return folder
 
 
@@ -110,7 +123,7 @@ def score(run: Path, data: Path, **changes: Any) -> evaluate.Evaluation:
     """Scores a trained run on held-out classes; `changes` replace fields of its configuration."""
     started = time.monotonic()
     config = dataclasses.replace(_few_shot_config(run), **changes)
-    return _score(config, run, load_data(config, data), started)
+    return _score(config, run, "evaluation", load_data(config, data), started)
 
 
 def held_out_tasks(config: presets.FewShotImages, splits: datasets.ImageSplits) -> fewshot.FewShot:
@@ -132,7 +145,7 @@ def restore(run: Path, config: presets.FewShotImages) -> tuple[Problem, MetaStat
     return problem, checkpoint.restore(run / "checkpoints", like)
 
 
-def _score(config, folder: Path, splits, started: float) -> evaluate.Evaluation:
+def _score(config, folder: Path, name: str, splits, started: float) -> evaluate.Evaluation:
     problem, state = restore(folder, config)
     begun = time.monotonic()
     with report.Bar("held-out tasks", config.eval_tasks, "tasks") as bar:
@@ -180,7 +193,7 @@ def _score(config, folder: Path, splits, started: float) -> evaluate.Evaluation:
         "evaluation seconds": round(time.monotonic() - begun, 1),
         "config": dataclasses.asdict(config),
     }
-    runs.finish(folder, time.monotonic() - started, results)
+    runs.finish(folder, name, time.monotonic() - started, results)
     return result
 
 

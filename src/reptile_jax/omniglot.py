@@ -100,9 +100,10 @@ def _omniglot_sources(folder: Path) -> list[Path]:
     """The zip file or the folder of each set, background first."""
     found = {}
     for name in _CLASSES:
-        candidates = (folder / f"{name}.zip", folder / name)
-        found[name] = next((path for path in candidates if path.exists()), None)
-    missing = [name for name, path in found.items() if path is None]
+        for path in (folder / name, folder / f"{name}.zip"):  # the zip, if both are there
+            if path.exists():
+                found[name] = path
+    missing = [name for name in _CLASSES if name not in found]
     if missing:
         raise FileNotFoundError(
             f"Omniglot is not complete in {folder}: missing {' and '.join(missing)}. Looked for "

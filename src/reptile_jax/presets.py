@@ -56,6 +56,7 @@ class FewShotImages:
     size: int = 28  # height and width of the images
     color: Literal["grey", "rgb"] = "grey"
     steps_per_dispatch: int = 100
+    save_every: int = 1000  # meta steps between checkpoints
     seed: int = 0
 
 

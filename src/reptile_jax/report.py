@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,16 @@ def append_json_line(path: Path, row: dict[str, Any]) -> None:
     """Adds one line to a file of JSON lines."""
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def keep_json_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Keeps the lines of a file of JSON lines that are `wanted`; a broken last one is dropped."""
+    *lines, last = path.read_text().split("\n")
+    del last  # empty, or cut short when the writer was stopped
+    kept = [line + "\n" for line in lines if wanted(json.loads(line))]
+    shorter = path.with_suffix(".tmp")
+    shorter.write_text("".join(kept))
+    shorter.replace(path)
 
 
 class Downloads:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import time
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -67,14 +68,23 @@ def meta_train(
     until: int,
     meta_batch: int,
     steps_per_dispatch: int,
+    save_every: int | None = None,
 ) -> MetaState:
-    """Trains with a progress bar and, given a run's folder, leaves metrics and a checkpoint there.
+    """Trains with a progress bar and, given a run's folder, leaves metrics and checkpoints there.
 
     Every dispatch adds one line to `metrics.jsonl`: the step, and over the dispatch the mean loss
     of the first and of the last inner step, the mean norm of the meta-gradient, and the tasks that
-    were not finite.
+    were not finite. After each checkpoint a line of `times.jsonl` says how many seconds the
+    training took from one step to another. A state that has been restored goes on from its step.
+
+    Args:
+      folder: the run's; None leaves nothing behind.
+      save_every: meta steps between checkpoints; there is always one at the end.
     """
+    started, first_step = time.monotonic(), int(state.step)
     metrics = None if folder is None else folder / "metrics.jsonl"
+    if metrics is not None and metrics.exists():
+        report.keep_json_lines(metrics, lambda row: row["step"] <= first_step)
     with report.Bar(title, until, "meta steps", int(state.step)) as bar:
         loop = train(
             learner,
@@ -87,12 +97,16 @@ def meta_train(
         )
         for state, infos in loop:
             row = _summary(infos)
-            step = int(state.step)
+            step, done = int(state.step), len(infos.gradient_norm)
             if metrics is not None:
                 report.append_json_line(metrics, {"step": step, **row})
             bar.update(step, "loss {first_loss} -> {last_loss}".format(**row))
-    if folder is not None:
-        checkpoint.save(folder / "checkpoints", state)
+            due = save_every is not None and step // save_every > (step - done) // save_every
+            if folder is not None and (step == until or due):
+                checkpoint.save(folder / "checkpoints", state)
+                seconds = round(time.monotonic() - started, 1)
+                times = {"from": first_step, "to": step, "seconds": seconds}
+                report.append_json_line(folder / "times.jsonl", times)
     return state
 
 
@@ -109,11 +123,14 @@ def _summary(infos: MetaInfo) -> dict[str, float | int | None]:
     }
 
 
-def finish(folder: Path, seconds: float, results: dict[str, Any]) -> None:
-    """Writes `results.json`, with the time taken and the environment, and says where the run is."""
-    results = {"seconds": round(seconds, 1), **results, "environment": environment()}
-    write_json(folder / "results.json", results)
-    report.say(f"{seconds:.0f} s; the run is in {folder}")
+def finish(folder: Path, name: str, seconds: float, results: dict[str, Any]) -> None:
+    """Writes results, with the time taken and the environment, and says where they are.
+
+    They are in `<name>.json`, or the next free `<name>-<number>.json`.
+    """
+    path = _next_free(folder / f"{name}.json")
+    write_json(path, {"seconds": round(seconds, 1), **results, "environment": environment()})
+    report.say(f"{seconds:.0f} s; see {path}")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -140,9 +157,9 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
-def _next_free(folder: Path) -> Path:
-    number, free = 1, folder
+def _next_free(path: Path) -> Path:
+    number, free = 1, path
     while free.exists():
         number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
+        free = path.with_stem(f"{path.stem}-{number}")
     return free

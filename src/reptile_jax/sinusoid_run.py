@@ -87,7 +87,9 @@ def train(config: presets.Sinusoid, out: Path | None = None) -> Path:
         name: {"steps": shown, "mean": e.mean[shown], "interval": e.interval[shown]}
         for name, e in evaluations.items()
     }
-    runs.finish(folder, seconds, {"mean squared error": results, "tasks": config.eval_tasks})
+    runs.finish(
+        folder, "results", seconds, {"mean squared error": results, "tasks": config.eval_tasks}
+    )
     return folder
 
 
