@@ -120,12 +120,13 @@ def test_weights_of_many_tasks_under_vmap(axes):
             normal(seed, *([4] if axis == 0 else []), *shape)
             for seed, (axis, shape) in enumerate(zip(axes, shapes, strict=True))
         ]
-        run = partial(value_and_gradients, partial(conv_general_dilated, **static))
+        ours = partial(value_and_gradients, partial(conv_general_dilated, **static))
+        theirs = partial(value_and_gradients, partial(lax.conv_general_dilated, **static))
         one = [
-            run(*(a if axis is None else a[task] for a, axis in zip(args, axes, strict=True)))
+            theirs(*(a if axis is None else a[task] for a, axis in zip(args, axes, strict=True)))
             for task in range(4)
         ]
-        close(jax.vmap(run, axes)(*args), jax.tree.map(lambda *leaves: jnp.stack(leaves), *one))
+        close(jax.vmap(ours, axes)(*args), jax.tree.map(lambda *leaves: jnp.stack(leaves), *one))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-Pair: TypeAlias = tuple[int, int]
+Pair: TypeAlias = tuple[int, ...]  # (height, width)
 
 # Images [batch, height, width, features], kernels [height, width, in, out]: Flax's layout, and the
 # one in which patches are concatenated along the contiguous axis.
@@ -32,13 +32,13 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 class _Geometry(NamedTuple):
-    """What is static about a two-dimensional convolution; pairs are (height, width)."""
+    """What is static about a two-dimensional convolution."""
 
     image: Pair
     kernel: Pair
     strides: Pair
     dilation: Pair
-    padding: tuple[Pair, Pair]
+    padding: tuple[tuple[int, int], ...]  # (before, after) in each
     precision: Any
 
     def output(self) -> Pair:
@@ -266,7 +266,7 @@ def _patches(geometry: _Geometry, image: jax.Array) -> jax.Array:
     return jnp.concatenate(views, axis=3)
 
 
-def _phases(geometry: _Geometry, axis: int) -> tuple[int, list[list[Pair]]]:
+def _phases(geometry: _Geometry, axis: int) -> tuple[int, list[list[tuple[int, int]]]]:
     """The pixels in each phase of an image axis, and for each phase its (tap, first output) pairs.
 
     At that tap, image pixel `stride * m + phase` is read by output pixel `first output + m`.

@@ -1,0 +1,1 @@
+"""The benchmark suite: one script per question, run as `python -m benchmarks`."""

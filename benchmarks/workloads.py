@@ -1,0 +1,113 @@
+"""What is measured: the paper's networks and inner loops, on made data of the real shapes."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from reptile_jax import Task, fewshot, models, presets
+from reptile_jax.fewshot_run import problem_of
+from reptile_jax.sinusoids import sinusoids
+
+
+class Layer(NamedTuple):
+    """A layer as the product of inputs [rows, fan_in] and weights [fan_in, fan_out]."""
+
+    rows: int
+    fan_in: int
+    fan_out: int
+
+    def flops(self, first: bool) -> int:
+        """Forward, the weights' gradient, and the inputs' in all layers but the first."""
+        return 2 * self.rows * self.fan_in * self.fan_out * (2 if first else 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """One meta step's work."""
+
+    name: str
+    params: Any
+    loss_fn: Callable
+    inner_optimizer: optax.GradientTransformation
+    distribution: Any
+    inner_state: str
+    layers: tuple[Layer, ...]  # of one inner step
+
+    @property
+    def steps(self) -> int:
+        return self.distribution.steps
+
+    def tasks(self, number: int, seed: int = 0) -> Task:
+        """A meta-batch `[tasks, ...]`, drawn beforehand."""
+        keys = jax.random.split(jax.random.key(seed), number)
+        return Task(jax.jit(jax.vmap(self.distribution.sample))(keys).support)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one task's matrix products."""
+        return self.steps * sum(layer.flops(i == 0) for i, layer in enumerate(self.layers))
+
+
+def few_shot(preset: str) -> Workload:
+    """A row of the paper, on random images."""
+    config = presets.PAPER[preset]
+    problem = problem_of(config)
+    channels = 1 if config.color == "grey" else 3
+    rng = np.random.default_rng(0)
+    classes, examples = 40, config.train_shots
+    images = rng.integers(
+        0, 2, (classes * examples, config.size, config.size, channels), dtype=np.uint8
+    )
+    distribution = fewshot.few_shot(
+        fewshot.ImageClasses(
+            images * np.uint8(255),
+            np.arange(classes, dtype=np.int32) * examples,
+            np.full(classes, examples, np.int32),
+        ),
+        ways=config.ways,
+        shots=config.train_shots,
+        steps=config.inner_steps,
+        batch_size=config.inner_batch,
+    )
+    state = problem.first_state(jax.random.key(0))
+    return Workload(
+        preset,
+        state.params,
+        problem.loss_fn,
+        problem.inner_optimizer,
+        distribution,
+        config.inner_state,
+        _convnet_layers(problem.model, config.size, channels, config.inner_batch),
+    )
+
+
+def sinusoid(steps: int = 32) -> Workload:
+    """The sine waves' network, 32 inner steps of batch 10 as in the paper's evaluation."""
+    model = models.MLP()
+    return Workload(
+        "sinusoid",
+        model.init(jax.random.key(0), jnp.zeros((1, 1))),
+        models.squared_error(model.apply),
+        optax.sgd(0.02),
+        sinusoids(steps=steps, batch_size=10),
+        "fresh",
+        (Layer(10, 1, 64), Layer(10, 64, 64), Layer(10, 64, 1)),
+    )
+
+
+def _convnet_layers(
+    model: models.ConvNet, size: int, channels: int, batch: int
+) -> tuple[Layer, ...]:
+    """Each convolution as patches [pixels, 9 channels] times a kernel [9 channels, features]."""
+    layers = []
+    for _ in range(model.blocks):
+        halved = -(-size // 2)
+        out = size if model.pool else halved
+        layers.append(Layer(batch * out * out, 9 * channels, model.features))
+        size, channels = halved, model.features
+    return (*layers, Layer(batch, size * size * channels, model.ways))
