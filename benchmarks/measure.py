@@ -56,6 +56,11 @@ def spread(ms: list[float]) -> dict[str, Any]:
     return {"median": median, "quartiles": [low, high], "ms": ms}
 
 
+def paired_ratio(times: Mapping[str, Any], base: Mapping[str, Any]) -> float:
+    """The median over rounds of one arm's time over another's in the same round."""
+    return statistics.median(a / b for a, b in zip(times["ms"], base["ms"], strict=True))
+
+
 def machine() -> dict[str, Any]:
     """What a figure depends on: versions, device, flags, cores and their load."""
     cpu = next(

@@ -1,5 +1,17 @@
 """Strict numerics for every test: nothing is promoted silently, and a warning is an error."""
 
+import os
+
+# Almost all of the suite's time is compilation, and none of its results depend on how hard the
+# compiler's last stage tries. Before jax is imported, since flags are read once.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
+
 import jax
 import optax
 import pytest

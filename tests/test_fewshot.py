@@ -70,18 +70,16 @@ def assert_equally_likely(counts):
     assert statistic < chdtri(freedom, 1e-4), (statistic, freedom)
 
 
-# These programs run for less time than they compile for, so they are compiled in a hurry.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 traces = []
 
 
-@jit
+@jax.jit
 def episode(distribution, key):
     traces.append(distribution)
     return distribution.sample(key)
 
 
-episodes = jit(lambda distribution, keys: jax.lax.map(distribution.sample, keys))
+episodes = jax.jit(lambda distribution, keys: jax.lax.map(distribution.sample, keys))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +113,7 @@ def shuffled(size, targets):
     return array[: len(targets)]
 
 
-@functools.partial(jit, static_argnums=2)
+@functools.partial(jax.jit, static_argnums=2)
 def targets_and_drawn(key, size, number):
     targets = jax.random.randint(key, (number,), jnp.arange(number), size)
     return targets, draw_distinct(key, size, number)
@@ -139,7 +137,7 @@ def test_distinct_integers_are_those_of_a_fisher_yates_shuffle(number, extra, se
 def test_distinct_integers_of_sizes_too_large_for_an_array():
     keys = jax.random.split(jax.random.key(0), 1000)
     size = 2**31 - 1
-    drawn = np.asarray(jit(jax.vmap(lambda key: draw_distinct(key, size, 5)))(keys))
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: draw_distinct(key, size, 5)))(keys))
     assert 0 <= drawn.min() < 0.01 * size
     assert 0.99 * size < drawn.max() < size
     assert all(len(set(row)) == 5 for row in drawn.tolist())
@@ -149,7 +147,7 @@ def test_every_ordered_outcome_is_equally_likely():
     keys = jax.random.split(jax.random.key(0), 24_000)
     for size, number in ((4, 3), (4, 4), (6, 2)):
         one = lambda key, size=size, number=number: draw_distinct(key, size, number)
-        rows = jit(lambda keys, one=one: jax.lax.map(one, keys))(keys)
+        rows = jax.jit(lambda keys, one=one: jax.lax.map(one, keys))(keys)
         counts = collections.Counter(map(tuple, np.asarray(rows).tolist()))
         outcomes = list(itertools.permutations(range(size), number))
         assert set(counts) <= set(outcomes)
@@ -246,7 +244,7 @@ def test_the_same_key_gives_the_same_episode_however_it_is_run(distribution, man
     expected = [np.asarray(leaf)[:3] for leaf in jax.tree.leaves(many)]
     tasks = [jax.tree.leaves(episode(distribution, key)) for key in keys]
     one_by_one = [np.stack(leaves) for leaves in zip(*tasks, strict=True)]
-    together = jax.tree.leaves(jit(jax.vmap(distribution.sample))(keys))
+    together = jax.tree.leaves(jax.jit(jax.vmap(distribution.sample))(keys))
     for a, b, c in zip(expected, one_by_one, together, strict=True):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(a, c)

@@ -350,7 +350,7 @@ def support(tasks=2, steps=3, centers=None):
         (rj.Task(support(steps=0)), r"each task's support set has a leading axis \[steps\] of 0"),
         (
             rj.Task(support(tasks=2, centers=3)),
-            r"the meta-batch disagree on their leading axis \[tasks\]: \.support\[0\]: 2, .*\[1\]: 3",
+            r"meta-batch disagree on their leading axis \[tasks\]: \.support\[0\]: 2, .*\[1\]: 3",
         ),
         (rj.Task(support(), jnp.ones(())), r"\.query: a scalar"),
         (

@@ -60,11 +60,19 @@ def evaluate(
       report: called with the tasks done and `num_tasks`.
 
     Raises:
-      ValueError: for fewer than two tasks, which have no interval, or a `score_every` that does not
-        divide the inner steps.
+      ValueError: for fewer than two tasks, which have no interval, for other sizes below 1, or a
+        `score_every` that does not divide the inner steps.
     """
     if num_tasks < 2:
         raise ValueError(f"an interval needs at least two tasks, got num_tasks={num_tasks}.")
+    sizes = {
+        "score_every": score_every,
+        "tasks_at_once": tasks_at_once,
+        "tasks_per_dispatch": tasks_per_dispatch,
+    }
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name} is at least 1, or None, got {size}.")
     if tasks_at_once is None:
         tasks_at_once = 1 if jax.default_backend() == "cpu" else 256
     tasks_per_dispatch = tasks_per_dispatch or num_tasks
@@ -156,6 +164,6 @@ def adaptation_curve(
     )
     (adapted, _), before = jax.lax.scan(segment, (params, opt_state), segments)
     scores = jax.tree.map(
-        lambda leaf, last: jnp.concatenate([leaf, last[None]]), before, score(adapted)
+        lambda leaf, last: jnp.concatenate([leaf, jnp.asarray(last)[None]]), before, score(adapted)
     )
     return jnp.arange(points + 1) * score_every, scores

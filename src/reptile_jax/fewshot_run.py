@@ -1,6 +1,7 @@
 """Few-shot image classification: trains, evaluates and adapts a run."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,8 @@ def problem_of(config: presets.FewShotImages) -> Problem:
         reptile(loss_fn, inner), optax.sgd(anneal), inner_state=config.inner_state
     )
     images = jnp.zeros((1, config.size, config.size, 1 if config.color == "grey" else 3))
-    first_state = lambda key: learner.init(model.init(key, images))
+    # Jitted, as all that is drawn at the start: one program compiles faster than each operation.
+    first_state = lambda key: learner.init(jax.jit(model.init)(key, images))
     return Problem(model, loss_fn, inner, learner, first_state)
 
 
@@ -178,6 +180,10 @@ def _score(config, folder: Path, name: str, splits, started: float) -> evaluate.
             for mode in modes
         ],
     )
+    row = "transductive" if config.transductive else "inductive"
+    report.say(
+        f"the score of this configuration is the {row} one, {100 * result.mean[row][-1]:.2f}"
+    )
     accuracy = {
         mode: {
             "inner steps": result.steps,
@@ -188,6 +194,7 @@ def _score(config, folder: Path, name: str, splits, started: float) -> evaluate.
     }
     results = {
         "accuracy": accuracy,
+        "score": row,
         "tasks": config.eval_tasks,
         "meta steps": int(state.step),
         "evaluation seconds": round(time.monotonic() - begun, 1),
@@ -217,15 +224,17 @@ def adapt(
     config = _few_shot_config(run)
     problem, state = restore(run, config)
     classes = datasets.class_folders(support)
-    names, paths = list(classes), list(classes.values())
+    names = list(classes)
     if len(names) > config.ways:
         raise ValueError(
             f"{support} has {len(names)} classes, but {run} was trained for {config.ways} ways: "
             "give that many classes or fewer, or train with more --ways."
         )
+    if empty := [name for name, files in classes.items() if not files]:
+        raise ValueError(f"these classes in {support} hold no images: {', '.join(empty)}.")
     read = lambda files: jnp.asarray(_read(config, files), jnp.float32) / 255
-    labels = jnp.repeat(jnp.arange(len(names)), np.array([len(files) for files in paths]))
-    given = Batch(read([file for files in paths for file in files]), labels)
+    labels = [label for label, name in enumerate(names) for _ in classes[name]]
+    given = Batch(read(list(itertools.chain(*classes.values()))), jnp.array(labels, jnp.int32))
     queries = datasets.image_files(query)
     batches = minibatches(
         jax.random.key(config.seed), given, steps=config.eval_steps, batch_size=config.eval_batch

@@ -271,8 +271,8 @@ def _scalar(loss_fn: LossFn) -> LossFn:
         loss = loss_fn(params, batch)
         if jnp.shape(loss) != ():
             raise ValueError(
-                f"loss_fn returns a scalar, but gave {jax.tree.map(jnp.shape, loss)}: take the mean "
-                "over the batch."
+                f"loss_fn returns a scalar, but gave {jax.tree.map(jnp.shape, loss)}: take the "
+                "mean over the batch."
             )
         return loss
 

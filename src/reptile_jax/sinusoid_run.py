@@ -25,7 +25,7 @@ def train(config: presets.Sinusoid, out: Path | None = None) -> Path:
     init_key, train_key, eval_key = (jax.random.fold_in(root, use) for use in range(3))
     model = models.MLP()
     loss_fn = models.squared_error(model.apply)
-    params = model.init(init_key, jnp.zeros((1, 1)))
+    params = jax.jit(model.init)(init_key, jnp.zeros((1, 1)))
     inner = optax.sgd(config.inner_rate)
     anneal = optax.linear_schedule(config.meta_rate, 0.0, config.meta_steps)
     # Side by side: networks as small as this gain more from fewer operations than they lose.
@@ -97,7 +97,7 @@ def _draw_sinusoids(folder, model, loss_fn, inner, held_out, key, initialisation
     from reptile_jax import plots  # the picture alone needs matplotlib
 
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(waves))
-    tasks = jax.vmap(held_out.sample)(keys)
+    tasks = jax.jit(jax.vmap(held_out.sample))(keys)
 
     @jax.jit
     def curves(params):

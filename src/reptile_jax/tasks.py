@@ -116,7 +116,7 @@ def check_meta_batch(tasks: Task | Key) -> int:
 
 
 def check_leading_axis(tree: Any, axis: str, what: str) -> int:
-    """The common size of the leaves' first axis, at least 1; else a ValueError says what is wrong."""
+    """The leaves' common first axis, at least 1; else a ValueError that says what is wrong."""
     sizes = {
         jax.tree_util.keystr(path) or "itself": jnp.shape(leaf)[:1]
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

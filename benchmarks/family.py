@@ -1,0 +1,95 @@
+"""Cost and memory of the family against the number of inner steps, and of large models."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks import arms, measure, workloads
+from reptile_jax import Task, fomaml, maml, meta_learner, reptile
+
+FAMILY = {"Reptile": reptile, "FOMAML": fomaml, "MAML": maml}
+
+
+def memory(quick: bool = False) -> None:
+    """Time, and the compiled program's temporary memory, for 1 to 50 inner steps."""
+    rounds = 2 if quick else 5
+    workload = workloads.few_shot("o15")
+    batches = workload.tasks(1).support
+    rows, data = [], {}
+    for steps in (1, 5) if quick else (1, 5, 10, 25, 50):
+        tile = lambda leaf, steps=steps: jnp.concatenate([leaf] * -(-steps // 5), axis=1)[:, :steps]
+        tasks = Task(jax.tree.map(tile, batches), jax.tree.map(lambda leaf: leaf[:, 0], batches))
+        learners = {
+            name: meta_learner(sibling(workload.loss_fn, optax.sgd(0.01)), optax.sgd(1.0))
+            for name, sibling in FAMILY.items()
+        }
+        measured = measure.interleaved(
+            {name: arms.stepping(l, workload.params, tasks) for name, l in learners.items()},
+            repeats=rounds,
+        )
+        for name, learner in learners.items():
+            compiled = learner.step.lower(learner.init(workload.params), tasks).compile()
+            temporary = compiled.memory_analysis().temp_size_in_bytes
+            measured[name]["temporary_bytes"] = temporary
+            ms = measured[name]["median"]
+            rows.append([name, str(steps), f"{ms:.1f}", f"{temporary / 2**20:.1f}"])
+        data[steps] = measured
+    measure.save(
+        "memory",
+        "A meta step of one o15 task by its number of inner steps, SGD inside and outside",
+        ["meta-gradient", "inner steps", "ms", "temporary MiB"],
+        rows,
+        data,
+    )
+
+
+_LARGE = """
+import json, resource, sys
+import jax, jax.numpy as jnp, numpy as np, optax
+import reptile_jax as rj
+width, layers = int(sys.argv[1]), 4
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def loss_fn(params, batch):
+    x = batch
+    for w in params:
+        x = jnp.tanh(x @ w)
+    return jnp.mean(x**2)
+learner = rj.meta_learner(rj.reptile(loss_fn, optax.sgd(1e-3)), optax.sgd(0.5))
+before = peak()
+state = learner.init([np.full((width, width), 1e-3, np.float32) for _ in range(layers)])
+tasks = rj.Task(jnp.ones((3, 5, 8, width)))
+for _ in range(2):
+    state, info = learner.step(state, tasks)
+jax.block_until_ready(info)
+print(json.dumps({"parameters": layers * width**2, "bytes": peak() - before}))
+"""
+
+
+def large_model(quick: bool = False) -> None:
+    """The process's peak memory over what it had before, as a multiple of the parameters' size."""
+    rows, data = [], []
+    for width in (500,) if quick else (1250, 2500, 5000):
+        out = subprocess.run(
+            [sys.executable, "-c", _LARGE, str(width)], capture_output=True, text=True, check=True
+        )
+        found = json.loads(out.stdout.splitlines()[-1])
+        data.append(found)
+        multiple = found["bytes"] / (4 * found["parameters"])
+        rows.append(
+            [
+                f"{found['parameters'] / 1e6:.1f}",
+                f"{found['bytes'] / 2**20:,.0f}",
+                f"{multiple:.1f}",
+            ]
+        )
+    measure.save(
+        "large_model",
+        "Peak memory of three tasks one after another, five inner steps, SGD inside and outside",
+        ["million parameters", "peak MiB", "times the parameters"],
+        rows,
+        data,
+    )

@@ -1,0 +1,58 @@
+"""Time to the first meta step, in a fresh process."""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+
+from benchmarks import measure
+
+_START = """
+import json, time
+begin = time.perf_counter()
+import jax
+if {cache!r}:
+    jax.config.update("jax_compilation_cache_dir", {cache!r})
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+from benchmarks import workloads
+from benchmarks.throughput import ours
+imported = time.perf_counter()
+workload = workloads.few_shot("o15")
+arm = ours(workload, workload.tasks(5))
+made = time.perf_counter()
+jax.block_until_ready(arm())
+first = time.perf_counter()
+jax.block_until_ready(arm())
+second = time.perf_counter()
+print(json.dumps([imported - begin, made - imported, first - made, second - first]))
+"""
+
+
+def first_step(quick: bool = False) -> None:
+    """Import, set-up, first meta step (trace and compile) and second, with and without a cache."""
+    repeats = 1 if quick else 5
+    rows, data = [], {}
+    with tempfile.TemporaryDirectory() as cache:
+        _start(cache)  # fills the cache
+        found = {"no cache": [], "compilation cache": []}
+        for _ in range(repeats):
+            found["no cache"].append(_start(""))
+            found["compilation cache"].append(_start(cache))
+    for name, runs in found.items():
+        medians = [statistics.median(column) for column in zip(*runs, strict=True)]
+        data[name] = runs
+        rows.append([name, *(f"{seconds:.2f}" for seconds in medians), f"{sum(medians[:3]):.2f}"])
+    measure.save(
+        "start_up",
+        "Seconds to the first meta step of o15, in a fresh process",
+        ["", "import", "network and tasks", "first step", "second step", "to the first step"],
+        rows,
+        data,
+    )
+
+
+def _start(cache: str) -> list[float]:
+    code = _START.format(cache=cache)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(out.stdout.splitlines()[-1])
