@@ -1,13 +1,15 @@
 """The commands, end to end and small: what they leave, what they print, what they refuse."""
 
 import json
+import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from reptile_jax import cli, presets, report
+from reptile_jax import checkpoint, cli, fewshot_run, presets, report, runs
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +44,7 @@ SMALL = [
     *("--ways", "2", "--shots", "2", "--train-shots", "3", "--inner-batch", "4"),
     *("--inner-steps", "3", "--size", "16", "--color", "grey", "--query-shots", "2"),
     *("--eval-batch", "4", "--eval-steps", "5", "--eval-tasks", "20", "--meta-batch", "2"),
+    *("--steps-per-dispatch", "8", "--save-every", "16"),
 ]
 
 
@@ -86,8 +89,8 @@ def test_serial_is_one_flag_away(tmp_path):
 
 def test_train_images_learns_and_scores(trained):
     accuracy = json.loads((trained / "results.json").read_text())["accuracy"]
-    assert accuracy["inductive"]["inner steps"] == [0, 1, 2, 3, 4, 5]
-    assert accuracy["inductive"]["mean"][-1] > 0.75
+    assert accuracy["non-transductive"]["inner steps"] == [0, 1, 2, 3, 4, 5]
+    assert accuracy["non-transductive"]["mean"][-1] > 0.75
 
 
 def test_evaluate_scores_the_run_again(trained, pictures, capsys):
@@ -104,7 +107,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     trained, pictures, tmp_path, monkeypatch
 ):
     argv = ["train", "images", "--data", str(pictures), *SMALL, "--meta-steps", "40"]
-    argv += ["--steps-per-dispatch", "8", "--save-every", "16", "--out", "run"]
+    argv += ["--out", "run"]
 
     def stop(path, row, write=report.append_json_line):
         write(path, row)
@@ -113,17 +116,28 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
                 cut_short.write('{"step": 3')
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "append_json_line", stop)
-    assert cli.main(argv) == 130
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(report, "append_json_line", stop)
+        assert cli.main(argv) == 130
     assert cli.main(["train", "--resume", "run", "--data", str(pictures)]) == 0
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [8, 16, 24, 32, 40]
-    results = [
-        json.loads((run / "results.json").read_text()) for run in (trained, tmp_path / "run")
-    ]
-    assert results[0]["accuracy"] == results[1]["accuracy"]
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert metrics == (trained / "metrics.jsonl").read_text()
+    assert len(metrics.splitlines()) == 5
+    problem = fewshot_run.problem_of(runs.load_config(trained))
+    states = [fewshot_run.restore(run, problem) for run in (trained, tmp_path / "run")]
+    chex.assert_trees_all_equal(*states)
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_over(pictures, monkeypatch):
+    argv = ["train", "images", "--data", str(pictures), *SMALL, "--meta-steps", "8", "--out", "run"]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", stop)
+        assert cli.main(argv) == 130
+    assert cli.main(["train", "--resume", "run", "--data", str(pictures)]) == 0
 
 
 @pytest.mark.parametrize("flags", [[], ["--transductive"]])
@@ -203,6 +217,50 @@ def test_a_run_is_never_overwritten(trained, pictures, capsys):
     assert (trained / "config.json").read_bytes() == config
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["--save-every", "0"], "save_every is at least 1, got 0"),
+        (["--eval-tasks", "1"], "eval_tasks is at least 2, got 1"),
+        (["--meta-steps", "0"], "meta_steps is at least 1, got 0"),
+        (["--meta-batch", "-3"], "meta_batch is at least 1, got -3"),
+        (["--inner-rate", "nan"], "inner_rate is a finite number, got nan"),
+        (["--dataset", "omniglot"], "--dataset is what follows train: train omniglot"),
+    ],
+)
+def test_values_that_could_only_fail_later_are_refused(values, message, pictures, capsys, tmp_path):
+    assert cli.main(["train", "images", "--data", str(pictures), *SMALL, *values]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_sine_waves_that_cannot_be_drawn_are_refused(capsys, tmp_path):
+    assert cli.main(["train", "sinusoid", "--eval-shots", "60"]) == 1
+    assert "1 <= shots <= points, got 60 of 50" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_is_not_scored_on_the_classes_it_was_trained_on(trained, pictures, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(pictures, other)
+    shutil.copytree(other / "class0", other / "class8")
+    for command in (["evaluate", str(trained)], ["train", "--resume", str(trained)]):
+        assert cli.main([*command, "--data", str(other)]) == 1
+        assert "does not split into the classes" in capsys.readouterr().err
+
+
+def test_names_of_files_are_printed_as_they_are(capsys):
+    report.table("a [b]", ["x", "y"], [["[/b]/[red]c.png", "1"]])
+    printed = capsys.readouterr().out
+    assert "[/b]/[red]c.png" in printed
+    assert "a [b]" in printed
+
+
+def test_json_has_no_nan(tmp_path):
+    report.append_json_line(tmp_path / "x", {"a": float("nan"), "b": [np.float32("inf"), 1]})
+    assert json.loads((tmp_path / "x").read_text()) == {"a": None, "b": [None, 1]}
+
+
 def test_a_damaged_zip_is_named(tmp_path, capsys):
     for name in ("images_background.zip", "images_evaluation.zip"):
         (tmp_path / name).write_bytes(b"PK\x03\x04 half a file")
@@ -214,5 +272,5 @@ def test_a_damaged_zip_is_named(tmp_path, capsys):
 def test_sizes_that_cannot_be_met_are_found_before_training(pictures, capsys, tmp_path):
     argv = ["train", "images", "--data", str(pictures), *SMALL, "--ways", "7"]
     assert cli.main(argv) == 1
-    assert "ways=7, but there are only" in capsys.readouterr().err
+    assert "ways=7, but there are only 2 held-out classes" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

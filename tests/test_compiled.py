@@ -53,7 +53,6 @@ def test_the_loops_are_those_of_the_algorithm(compiled):
     loops = re.findall(r" while\(.*?op_name=\"([^\"]*)\"", program.as_text())
     own = {"jit(meta_steps)", "jit(meta_step)", "while", "body", "closed_call"}
     assert len([loop for loop in loops if set(loop.split("/")) <= own]) == 4
-    assert len(loops) < 12, loops
 
 
 def test_the_state_is_donated(compiled):

@@ -159,7 +159,7 @@ def test_every_ordered_outcome_is_equally_likely():
 
 def test_an_episode_has_distinct_classes_and_images(many):
     support = identities(many.query.support.inputs).reshape(-1, 4, 3, 2)
-    query = identities(many.query.query.inputs).reshape(-1, 4, 2, 2)
+    query = identities(many.query.inputs).reshape(-1, 4, 2, 2)
     images = np.concatenate([support, query], 2)  # [episodes, ways, images, class and number]
     classes = images[..., 0]
     assert (classes == classes[..., :1]).all()
@@ -169,7 +169,7 @@ def test_an_episode_has_distinct_classes_and_images(many):
 
 
 def test_labels_are_the_positions_of_the_classes(many):
-    for batch, shots in ((many.query.support, 3), (many.query.query, 2)):
+    for batch, shots in ((many.query.support, 3), (many.query, 2)):
         assert batch.targets.dtype == np.int32
         assert (batch.targets == np.repeat(np.arange(4), shots)).all()
     classes = identities(many.query.support.inputs)[:, ::3, 0]  # [episodes, ways]
@@ -205,7 +205,7 @@ def test_with_replacement_every_batch_is_drawn_afresh(afresh):
 
 
 def test_images_are_scaled_from_0_to_1(many):
-    inputs = many.query.query.inputs
+    inputs = many.query.inputs
     assert inputs.dtype == np.float32
     assert inputs.min() == 0.0
     assert inputs.max() == 1.0
@@ -220,7 +220,7 @@ def test_every_class_is_equally_likely_at_every_position(many):
 
 @pytest.mark.parametrize("position", ["first support", "last support", "last query"])
 def test_every_image_of_a_class_is_equally_likely(many, position):
-    batch = many.query.query if position == "last query" else many.query.support
+    batch = many.query if position == "last query" else many.query.support
     shot = 0 if position == "first support" else -1
     images = identities(batch.inputs).reshape(8000, 4, -1, 2)[:, :, shot]
     assert_equally_likely(
@@ -351,7 +351,7 @@ def test_transductive_logits_see_all_queries_and_nothing_else():
     np.testing.assert_allclose(logits, [[-8, 8], [-2, 2], [10, -10]], rtol=1e-6)
 
 
-def test_inductive_logits_see_one_query_and_the_support_set():
+def test_non_transductive_logits_see_one_query_and_the_support_set():
     logits = query_logits(centred, jnp.float32(3), SUPPORT, QUERY, transductive=False)
     np.testing.assert_allclose(logits, [[-2, 2], [2, -2], [10, -10]], rtol=1e-6)
     for at in range(3):
@@ -367,11 +367,11 @@ def test_inductive_logits_see_one_query_and_the_support_set():
 )
 def test_accuracy_is_the_share_of_right_answers(labels, transductive, inductive):
     support, query = Batch(SUPPORT, jnp.array([1, 0])), Batch(QUERY, jnp.array(labels))
-    task = Task(Batch(SUPPORT[None], jnp.array([[1, 0]])), Episode(support, query))
+    task = Task(Batch(SUPPORT[None], jnp.array([[1, 0]])), Episode(*query, support))
     scores = accuracy(centred)(jnp.float32(1), task)
-    assert scores["transductive"].dtype == scores["inductive"].dtype == jnp.float32
+    assert scores["transductive"].dtype == scores["non-transductive"].dtype == jnp.float32
     np.testing.assert_allclose(scores["transductive"], transductive / 3, rtol=1e-6)
-    np.testing.assert_allclose(scores["inductive"], inductive / 3, rtol=1e-6)
+    np.testing.assert_allclose(scores["non-transductive"], inductive / 3, rtol=1e-6)
 
 
 def test_accuracy_without_a_query_set_says_what_to_do():
@@ -389,4 +389,4 @@ def test_a_linear_model_learns_the_classes_of_an_episode(afresh):
     adapted = rj.inner_loop(cross_entropy(apply), optimizer, params, afresh.support).params
     for start, share in ((params, 0.5), (adapted, 1.0)):
         scores = accuracy(apply)(start, afresh)
-        assert scores == {"transductive": share, "inductive": share}
+        assert scores == {"transductive": share, "non-transductive": share}

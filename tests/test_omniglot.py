@@ -52,7 +52,11 @@ def drawing(name, index, side=105):
 
 def write_omniglot(folder, name, *, zipped=True):
     """One set in the official layout, members in no particular order, with the clutter of macOS."""
-    files = {f"{name}/README.txt": b"", f"__MACOSX/{name}/Zulu/character01/._1_01.png": b"x"}
+    files = {
+        ".DS_Store": b"x",
+        f"{name}/README.txt": b"",
+        f"__MACOSX/{name}/Zulu/character01/._1_01.png": b"x",
+    }
     for alphabet, characters in CHARACTERS[name].items():
         files[f"{name}/{alphabet}/character01/._0007_01.png"] = b"x"
         for character in range(1, characters + 1):

@@ -282,6 +282,15 @@ def test_donation_does_not_eat_the_parameters_given():
     assert not np.array_equal(after.params["theta"], params["theta"])
 
 
+def test_a_meta_optimiser_may_keep_the_parameters_in_its_state():
+    """Donated, a buffer that stands in the state twice would be an error."""
+    outer = outside_strict(optax.contrib.dog(1.0))
+    learner = rj.meta_learner(rj.reptile(quadratic, optax.sgd(0.1)), outer)
+    tasks = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), quadratic_tasks(np.zeros((1, 3))))
+    state, _ = learner.step(learner.init({"theta": jnp.ones(3)}), tasks)
+    assert int(state.step) == 1
+
+
 def test_a_loss_may_draw_from_a_key_in_its_batch():
     def noisy(params, batch):
         noise = jax.random.normal(batch["key"], params["theta"].shape)
@@ -380,9 +389,21 @@ def test_parameters_that_cannot_be_learned_are_named():
 def test_a_loss_that_is_not_a_scalar_is_named(name):
     learner, state = learner_and_state(lambda params, batch: params["theta"], SIBLINGS[name])
     with pytest.raises(
-        ValueError, match=r"a scalar, but gave \(3,\): take the mean over the batch"
+        ValueError, match=r"nothing else, but gave \(3,\): take the mean over the batch"
     ):
         learner.step(state, rj.Task(support(), jax.tree.map(lambda x: x[:, 0], support())))
+
+
+def test_a_loss_that_returns_more_is_named():
+    learner, state = learner_and_state(lambda params, batch: (params["theta"].sum(), {}))
+    with pytest.raises(ValueError, match=r"a scalar and nothing else, but gave \(\(\), \{\}\)"):
+        learner.step(state, rj.Task(support()))
+
+
+def test_tasks_of_another_type_are_named():
+    learner, state = learner_and_state()
+    with pytest.raises(TypeError, match=r"tasks are a Task\(support, query\) or Draws, got tuple"):
+        learner.step(state, support())
 
 
 @pytest.mark.parametrize("name", ["fomaml", "maml"])

@@ -44,7 +44,7 @@ def step(tasks, *, state=None, **options):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("inner_state", ["fresh", "averaged"])
 def test_chunks_of_any_size_give_the_same_meta_step(inner_state):
-    batch = tasks(5, weight=[1, 2, 0.5, 1, 3])
+    batch = tasks(5, weight=[0.1, 2, 0.7, 1, 3])
     expected = step(batch, tasks_at_once=5, inner_state=inner_state)
     for at_once in (1, 2, 3, 8):
         result = step(batch, tasks_at_once=at_once, inner_state=inner_state)
@@ -60,6 +60,15 @@ def test_weights_count_tasks_more_than_once(at_once):
     chex.assert_trees_all_close(
         weighted.params, step(three_times, tasks_at_once=at_once)[0].params, rtol=1e-12
     )
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("bad", [0.0, -0.5, np.nan, np.inf])
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_weight_that_is_not_finite_and_positive_counts_for_nothing(bad, at_once):
+    good = jax.tree.map(lambda leaf: leaf[np.array([0, 2])], tasks(3, weight=[0.1, 1, 0.7]))
+    state, _ = step(tasks(3, weight=[0.1, bad, 0.7]), tasks_at_once=at_once)
+    chex.assert_trees_all_close(state, step(good, tasks_at_once=at_once)[0], rtol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
@@ -133,6 +142,20 @@ def test_the_inner_state_flows_as_its_policy_says(inner_state, flow, num_tasks):
         adam_state = state.inner_opt_state[0]
         chex.assert_trees_all_close(adam_state.nu, moment, rtol=1e-11)
         assert int(adam_state.count) == count
+
+
+def test_a_state_cannot_be_carried_side_by_side():
+    meta_gradient, outer = rj.reptile(loss_fn, adam()), optax.sgd(1.0)
+    state = rj.meta_learner(meta_gradient, outer, inner_state="carried").init(
+        jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params())
+    )
+    batch = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tasks(2))
+    run = lambda **options: rj.meta_step(
+        meta_gradient, outer, state, batch, carry_inner_state=True, **options
+    )
+    with pytest.raises(ValueError, match="at_once is 1, not 2"):
+        run(tasks_at_once=2)
+    assert int(run()[0].inner_opt_state[0].count) == 6
 
 
 def test_draws_are_the_tasks_of_their_keys():

@@ -6,7 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import tyro
+try:
+    import tyro
+except ImportError as error:
+    raise SystemExit(
+        'reptile-jax: the commands need more: pip install "reptile-jax[cli]"'
+    ) from error
 
 from reptile_jax import download, fewshot_run, presets, report, runs, sinusoid_run
 
@@ -40,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"there is no command {argv[0]!r}: see reptile-jax --help.")
         command(argv[1:])
     except (ValueError, OSError, ImportError) as error:
-        print(f"reptile-jax: {error}", file=sys.stderr)
+        report.fail(str(error))
         return 1
     except KeyboardInterrupt:
-        print("reptile-jax: interrupted", file=sys.stderr)
+        report.fail("interrupted")
         return 130
     return 0
 
@@ -96,6 +101,8 @@ def _train(argv: list[str]) -> None:
         args=rest,
         prog=f"reptile-jax train {what or '--preset ROW'}",
     )
+    if options.config.dataset != config.dataset:
+        raise ValueError(f"--dataset is what follows train: train {options.config.dataset} ...")
     fewshot_run.train(options.config, options.data, options.out, name)
 
 
@@ -160,7 +167,14 @@ def _adapt(argv: list[str]) -> None:
     report.table(
         f"adapted to {len(answers[0]['probabilities'])} classes of {options.support}",
         ["image", "class", "probability"],
-        [[answer["image"], answer["class"], f"{answer['probability']:.3f}"] for answer in answers],
+        [
+            [
+                str(Path(answer["image"]).relative_to(options.query)),
+                answer["class"],
+                f"{answer['probability']:.3f}",
+            ]
+            for answer in answers
+        ],
     )
     if options.json is not None:
         runs.write_json(options.json, answers)

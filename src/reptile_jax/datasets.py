@@ -77,8 +77,7 @@ def load_image_folder(
     if few := misfits(classes, lambda number: number >= min_images):
         raise ValueError(
             f"these classes in {folder} have fewer than min_images={min_images} images directly in "
-            f"their folders: {few}. Add images, move the folders away, or "
-            "lower min_images."
+            f"their folders: {few}. Add images, move the folders away, or ask for fewer shots."
         )
     train, validation, test = split_classes(
         classes, test_fraction=test_fraction, validation_fraction=validation_fraction, seed=seed

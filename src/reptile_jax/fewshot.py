@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,11 @@ class ImageClasses(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """What scoring a task may look at: the whole support set, and the query set."""
+    """A query set, which is a `Batch` to a loss, and the support set whole, for scoring."""
 
+    inputs: Any  # [ways * query_shots, height, width, channels]
+    targets: Any  # [ways * query_shots]
     support: Batch  # [ways * shots, ...]
-    query: Batch  # [ways * query_shots, ...]
 
 
 @jax.tree_util.register_dataclass
@@ -68,11 +69,12 @@ class FewShot:
         batches = Batch(self._images(support[order]), labels[order])
         if not self.query_shots:
             return Task(batches)
-        query = Batch(
+        query = Episode(
             self._images(index[:, self.shots :].reshape(-1)),
             jnp.repeat(jnp.arange(self.ways, dtype=jnp.int32), self.query_shots),
+            Batch(self._images(support), labels),
         )
-        return Task(batches, Episode(Batch(self._images(support), labels), query))
+        return Task(batches, query)
 
     def _images(self, index: jax.Array) -> jax.Array:
         return jnp.asarray(self.classes.images)[index].astype(jnp.float32) / 255
@@ -167,24 +169,20 @@ def query_logits(
 def accuracy(apply: Apply) -> Callable[[Params, Task], dict[str, jax.Array]]:
     """A score for `evaluate` on `FewShot`: the share of query images classified correctly.
 
-    Both ways of `query_logits`: "transductive" and "inductive".
+    Both ways of `query_logits`, by name: "transductive" and "non-transductive". Logits that are
+    not finite are wrong.
     """
 
     def score(params: Params, task: Task) -> dict[str, jax.Array]:
         if task.query is None:
             raise ValueError("accuracy needs query images: give few_shot at least query_shots=1.")
-        support, query = task.query
-        return {
-            name: _share_correct(
-                query_logits(apply, params, support.inputs, query.inputs, transductive=together),
-                query.targets,
-            )
-            for name, together in (("transductive", True), ("inductive", False))
-        }
+        inputs, labels, support = task.query
+
+        def share_correct(transductive: bool) -> jax.Array:
+            logits = query_logits(apply, params, support.inputs, inputs, transductive=transductive)
+            right = jnp.argmax(logits, -1).astype(labels.dtype) == labels
+            return jnp.mean((right & jnp.isfinite(logits).all(-1)).astype(jnp.float32))
+
+        return {"transductive": share_correct(True), "non-transductive": share_correct(False)}
 
     return score
-
-
-def _share_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    guesses = jnp.argmax(logits, -1).astype(labels.dtype)
-    return jnp.mean((guesses == labels).astype(jnp.float32))

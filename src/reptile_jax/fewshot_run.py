@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,75 +62,41 @@ def problem_of(config: presets.FewShotImages) -> Problem:
 
 def load_data(config: presets.FewShotImages, data: Path) -> datasets.ImageSplits:
     """The data set of a configuration, from the folder `data`."""
+    color = {"omniglot": "grey", "mini-imagenet": "rgb"}.get(config.dataset, config.color)
+    if config.color != color:
+        raise ValueError(f"the images of {config.dataset} are {color}, not {config.color}.")
     if config.dataset == "omniglot":
         return omniglot.load_omniglot(data, split=config.split, size=config.size)
     if config.dataset == "mini-imagenet":
         return mini_imagenet.load_mini_imagenet(data, size=config.size)
-    needed = max(config.train_shots, config.shots + config.query_shots)
     return datasets.load_image_folder(
-        data, size=config.size, color=config.color, min_images=needed, seed=config.seed
+        data,
+        size=config.size,
+        color=config.color,
+        min_images=max(config.train_shots, config.shots + config.query_shots),
+        test_fraction=config.test_fraction,
+        seed=config.split_seed,
     )
 
 
-def train(
-    config: presets.FewShotImages, data: Path, out: Path | None = None, name: str | None = None
-) -> Path:
-    """Few-shot images: trains, saves, and scores on held-out classes. Returns the run."""
-    folder = lambda: runs.create(out, name or config.dataset, config)
-    return _train(config, data, folder, None)
-
-
-def resume(run: Path, data: Path) -> Path:
-    """Goes on with a run from its newest checkpoint, as if it had never stopped."""
-    config = _few_shot_config(run)
-    _, state = restore(run, config)
-    return _train(config, data, lambda: run, state)
-
-
-def _train(config, data: Path, make_folder, state: MetaState | None) -> Path:
-    started = time.monotonic()
-    splits = load_data(config, data)
-    report.say(
-        f"{len(splits.train.counts):,} training and {len(splits.test.counts):,} held-out classes, "
-        f"loaded in {time.monotonic() - started:.1f} s"
-    )
-    distribution = fewshot.few_shot(
+def training_tasks(config: presets.FewShotImages, splits: datasets.ImageSplits) -> fewshot.FewShot:
+    """The episodes that a configuration is trained on."""
+    return fewshot.few_shot(
         splits.train,
         ways=config.ways,
         shots=config.train_shots,
         steps=config.inner_steps,
         batch_size=config.inner_batch,
     )
-    held_out_tasks(config, splits)  # bad sizes are found before the training, not after it
-    folder = make_folder()
-    problem = problem_of(config)
-    root = jax.random.key(config.seed)
-    runs.meta_train(
-        folder,
-        f"Reptile, {config.ways}-way",
-        problem.learner,
-        state or problem.first_state(jax.random.fold_in(root, 0)),
-        distribution,
-        jax.random.fold_in(root, 1),
-        until=config.meta_steps,
-        meta_batch=config.meta_batch,
-        steps_per_dispatch=config.steps_per_dispatch,
-        save_every=config.save_every,
-    )
-    report.say(f"trained in {time.monotonic() - started:.0f} s")
-    _score(config, folder, "results", splits, started)
-    return folder
-
-
-def score(run: Path, data: Path, **changes: Any) -> evaluate.Evaluation:
-    """Scores a trained run on held-out classes; `changes` replace fields of its configuration."""
-    started = time.monotonic()
-    config = dataclasses.replace(_few_shot_config(run), **changes)
-    return _score(config, run, "evaluation", load_data(config, data), started)
 
 
 def held_out_tasks(config: presets.FewShotImages, splits: datasets.ImageSplits) -> fewshot.FewShot:
     """The episodes that a configuration is evaluated on."""
+    if config.ways > len(splits.test_names):
+        raise ValueError(
+            f"ways={config.ways}, but there are only {len(splits.test_names)} held-out classes: "
+            "give more classes, a larger test_fraction, or fewer ways."
+        )
     return fewshot.few_shot(
         splits.test,
         ways=config.ways,
@@ -140,15 +107,89 @@ def held_out_tasks(config: presets.FewShotImages, splits: datasets.ImageSplits) 
     )
 
 
-def restore(run: Path, config: presets.FewShotImages) -> tuple[Problem, MetaState]:
-    """The problem of a run, and its newest state."""
+def train(
+    config: presets.FewShotImages, data: Path, out: Path | None = None, name: str | None = None
+) -> Path:
+    """Few-shot images: trains, saves, and scores on held-out classes. Returns the run."""
+    presets.check(config)
+    splits = load_data(config, data)
+    held_out_tasks(config, splits), training_tasks(config, splits)  # before there is a run
+    folder = runs.create(out, name or config.dataset, config)
+    runs.write_json(folder / "classes.json", _classes(splits))
     problem = problem_of(config)
+    return _train(config, problem, folder, splits, _first_state(config, problem))
+
+
+def resume(run: Path, data: Path) -> Path:
+    """Goes on with a run from its newest checkpoint, as if it had never stopped."""
+    config = _few_shot_config(run)
+    splits = _same_classes(run, load_data(config, data))
+    problem = problem_of(config)
+    try:
+        state = restore(run, problem)
+    except FileNotFoundError:  # stopped before its first checkpoint
+        state = _first_state(config, problem)
+    return _train(config, problem, run, splits, state)
+
+
+def score(run: Path, data: Path, **changes: Any) -> evaluate.Evaluation:
+    """Scores a trained run on held-out classes; `changes` replace fields of its configuration."""
+    started = time.monotonic()
+    config = dataclasses.replace(_few_shot_config(run), **changes)
+    presets.check(config)
+    splits = _same_classes(run, load_data(config, data))
+    return _score(config, problem_of(config), run, "evaluation", splits, started)
+
+
+def restore(run: Path, problem: Problem) -> MetaState:
+    """The newest state of a run."""
     like = jax.eval_shape(problem.first_state, jax.random.key(0))
-    return problem, checkpoint.restore(run / "checkpoints", like)
+    return checkpoint.restore(run / "checkpoints", like)
 
 
-def _score(config, folder: Path, name: str, splits, started: float) -> evaluate.Evaluation:
-    problem, state = restore(folder, config)
+def _first_state(config: presets.FewShotImages, problem: Problem) -> MetaState:
+    return problem.first_state(jax.random.fold_in(jax.random.key(config.seed), 0))
+
+
+def _train(config, problem: Problem, folder: Path, splits, state: MetaState) -> Path:
+    started = time.monotonic()
+    report.say(
+        f"{len(splits.train_names):,} training and {len(splits.test_names):,} held-out classes"
+    )
+    runs.meta_train(
+        folder,
+        f"Reptile, {config.ways}-way",
+        problem.learner,
+        state,
+        training_tasks(config, splits),
+        jax.random.fold_in(jax.random.key(config.seed), 1),
+        until=config.meta_steps,
+        meta_batch=config.meta_batch,
+        steps_per_dispatch=config.steps_per_dispatch,
+        save_every=config.save_every,
+    )
+    report.say(f"trained in {time.monotonic() - started:.0f} s")
+    _score(config, problem, folder, "results", splits, started)
+    _draw_learning_curve(folder)
+    return folder
+
+
+def _draw_learning_curve(folder: Path) -> None:
+    from reptile_jax import plots  # the picture alone needs matplotlib
+
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    column = lambda name: np.array([row[name] for row in rows], np.float64)
+    curves = {
+        "before the first inner step": (column("step"), column("first_loss")),
+        "before the last": (column("step"), column("last_loss")),
+    }
+    plots.learning_curve(folder / "learning_curve.png", folder.name, curves)
+
+
+def _score(
+    config, problem: Problem, folder: Path, name: str, splits, started: float
+) -> evaluate.Evaluation:
+    state = restore(folder, problem)
     begun = time.monotonic()
     with report.Bar("held-out tasks", config.eval_tasks, "tasks") as bar:
         result = evaluate.evaluate(
@@ -161,40 +202,27 @@ def _score(config, folder: Path, name: str, splits, started: float) -> evaluate.
             num_tasks=config.eval_tasks,
             opt_state=state.inner_opt_state,
             score_every=config.eval_steps // 5 if config.eval_steps % 5 == 0 else None,
-            tasks_per_dispatch=100 if jax.default_backend() == "cpu" else None,
+            tasks_per_dispatch=100 if jax.default_backend() == "cpu" else 2500,
             report=lambda done, total: bar.update(done),
         )
-    modes = sorted(result.mean, reverse=True)
+    percent = lambda mean, half: f"{100 * mean:.2f} ± {100 * half:.2f}"
+    own = "transductive" if config.transductive else "non-transductive"
     report.table(
         f"accuracy % ± 95% interval over {config.eval_tasks:,} held-out tasks, {config.ways}-way "
         f"{config.shots}-shot, after {int(state.step):,} meta steps",
         ["inner steps", *map(str, result.steps)],
         [
-            [
-                mode,
-                *(
-                    f"{100 * mean:.2f} ± {100 * half:.2f}"
-                    for mean, half in zip(result.mean[mode], result.interval[mode], strict=True)
-                ),
-            ]
-            for mode in modes
+            [mode, *map(percent, result.mean[mode], result.interval[mode])]
+            for mode in ("transductive", "non-transductive")
         ],
     )
-    row = "transductive" if config.transductive else "inductive"
-    report.say(
-        f"the score of this configuration is the {row} one, {100 * result.mean[row][-1]:.2f}"
-    )
-    accuracy = {
-        mode: {
-            "inner steps": result.steps,
-            "mean": result.mean[mode],
-            "interval": result.interval[mode],
-        }
-        for mode in modes
-    }
+    report.say(f"the score: {percent(result.mean[own][-1], result.interval[own][-1])}, {own}")
     results = {
-        "accuracy": accuracy,
-        "score": row,
+        "accuracy": {
+            mode: {"inner steps": result.steps, "mean": mean, "interval": result.interval[mode]}
+            for mode, mean in result.mean.items()
+        },
+        "score": own,
         "tasks": config.eval_tasks,
         "meta steps": int(state.step),
         "evaluation seconds": round(time.monotonic() - begun, 1),
@@ -202,6 +230,20 @@ def _score(config, folder: Path, name: str, splits, started: float) -> evaluate.
     }
     runs.finish(folder, name, time.monotonic() - started, results)
     return result
+
+
+def _classes(splits: datasets.ImageSplits) -> dict[str, list[str]]:
+    return {"train": list(splits.train_names), "test": list(splits.test_names)}
+
+
+def _same_classes(run: Path, splits: datasets.ImageSplits) -> datasets.ImageSplits:
+    """The splits, if they are those that the run was made with: none is held out and trained on."""
+    if json.loads((run / "classes.json").read_text()) != _classes(splits):
+        raise ValueError(
+            f"the data set does not split into the classes that {run} was trained and held out "
+            "with (its classes.json): give the data as it was, or start a new run."
+        )
+    return splits
 
 
 def adapt(
@@ -222,9 +264,12 @@ def adapt(
       "probabilities" by class.
     """
     config = _few_shot_config(run)
-    problem, state = restore(run, config)
+    problem = problem_of(config)
+    state = restore(run, problem)
     classes = datasets.class_folders(support)
     names = list(classes)
+    if not names:
+        raise ValueError(f"{support} holds no folders: give one folder of images per class.")
     if len(names) > config.ways:
         raise ValueError(
             f"{support} has {len(names)} classes, but {run} was trained for {config.ways} ways: "
@@ -245,6 +290,8 @@ def adapt(
     logits = fewshot.query_logits(
         problem.model.apply, adapted.params, given.inputs, read(queries), transductive=transductive
     )
+    if not bool(jnp.isfinite(logits).all()):
+        raise ValueError(f"adapting {run} to {support} diverged: its answers are not finite.")
     probabilities = np.asarray(jax.nn.softmax(logits[:, : len(names)]), np.float64)
     return [
         {

@@ -159,7 +159,7 @@ def _omniglot_classes(source: Path, members: Iterable[str]) -> dict[str, list[st
     """Class name → its 20 members, both sorted; checks the numbers of classes and drawings."""
     classes = defaultdict(list)
     for member in sorted(members, key=lambda member: member.split("/")):
-        _, *folders, file = member.split("/")
+        *folders, file = member.split("/")[1:] or [member]
         if (
             len(folders) == 2
             and folders[1].startswith("character")

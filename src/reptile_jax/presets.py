@@ -5,6 +5,7 @@ Adam does not feel the difference; a plain-SGD rate of the paper is multiplied b
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 from reptile_jax.reptile import InnerState
@@ -42,7 +43,7 @@ class FewShotImages:
     inner_batch: int = 10
     inner_steps: int = 5
     inner_rate: float = 1e-3  # of Adam with β1 = 0
-    inner_state: InnerState = "averaged"  # where the inner optimiser starts; see meta_learner
+    inner_state: InnerState = "averaged"  # where inner optimisers start; the original: carried
     meta_batch: int = 5  # tasks in a meta step
     meta_steps: int = 100_000
     meta_rate: float = 1.0  # ε at the start
@@ -51,13 +52,25 @@ class FewShotImages:
     eval_steps: int = 50
     eval_tasks: int = 10_000
     query_shots: int = 1  # query images of each class at evaluation
-    transductive: bool = False  # which of both scores is the row's
+    transductive: bool = False  # which of the two scores is this configuration's
     split: Literal["paper", "background"] = "paper"  # of Omniglot
-    size: int = 28  # height and width of the images
+    split_seed: int = 0  # of the split of a folder of images into training and held-out classes
+    test_fraction: float = 0.2  # of its classes that are held out
+    size: int = 28  # height and width of the images; from 64 on, the mini-ImageNet network
     color: Literal["grey", "rgb"] = "grey"
     steps_per_dispatch: int = 100
     save_every: int = 1000  # meta steps between checkpoints
     seed: int = 0
+
+
+def check(config: Sinusoid | FewShotImages) -> None:
+    """Raises a ValueError for a value that could only fail later."""
+    for name, value in dataclasses.asdict(config).items():
+        least = 2 if name == "eval_tasks" else 0 if name in ("seed", "split_seed") else 1
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is a finite number, got {value}.")
+        if isinstance(value, int) and not isinstance(value, bool) and value < least:
+            raise ValueError(f"{name} is at least {least}, got {value}.")
 
 
 def _rows() -> dict[str, FewShotImages]:

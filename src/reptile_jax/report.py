@@ -1,11 +1,14 @@
 """Progress, tables and metrics; the only module that prints."""
 
 import json
+import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,6 +21,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 _console = Console()
 _LINE_EVERY = 10.0  # seconds, where there is no terminal to redraw a bar on
@@ -28,13 +32,21 @@ def say(message: str) -> None:
     _console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
+def fail(message: str) -> None:
+    """Prints why a command failed, on standard error."""
+    print(f"reptile-jax: {message}", file=sys.stderr)
+
+
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table; the first column is flush left, the others right."""
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table(title=Text(title), title_justify="left")
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if index else "left", no_wrap=True)
+        if index:
+            drawn.add_column(Text(column), justify="right", no_wrap=True)
+        else:
+            drawn.add_column(Text(column), overflow="fold")
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(Text, row))  # as it is: a file's name is no markup
     # A file or a pipe has no width to fit.
     Console(width=None if _console.is_terminal else 160).print(drawn)
 
@@ -85,10 +97,23 @@ class Bar:
         self._progress.stop()
 
 
+def plain(value: Any) -> Any:
+    """What JSON can hold: arrays become lists, and numbers that are not finite become None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, int | str | None) else str(value)
+
+
 def append_json_line(path: Path, row: dict[str, Any]) -> None:
     """Adds one line to a file of JSON lines."""
     with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(plain(row), allow_nan=False) + "\n")
 
 
 def keep_json_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:

@@ -198,7 +198,9 @@ def meta_learner(
         _check_params(params)
         params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), params)
         inner = None if inner_state == "fresh" else meta_gradient.init(params)
-        return MetaState(params, meta_optimizer.init(params), inner, jnp.zeros((), jnp.int32))
+        state = MetaState(params, meta_optimizer.init(params), inner, jnp.zeros((), jnp.int32))
+        # Some optimisers keep the parameters themselves; a donated buffer has one owner.
+        return jax.tree.map(jnp.copy, state) if donate else state
 
     step = functools.partial(
         meta_step,
@@ -229,8 +231,11 @@ def meta_step(
         `Draws`.
 
     Raises:
+      TypeError: for `tasks` that are neither.
       ValueError: for no tasks, no steps, or leading axes that disagree.
     """
+    if not isinstance(tasks, Task | Draws):
+        raise TypeError(f"tasks are a Task(support, query) or Draws, got {type(tasks).__name__}.")
     mean = mean_over_tasks(
         meta_gradient.estimate,
         state.params,
@@ -269,10 +274,11 @@ def _check_query(task: Task, name: str) -> None:
 def _scalar(loss_fn: LossFn) -> LossFn:
     def scalar_loss(params, batch):
         loss = loss_fn(params, batch)
-        if jnp.shape(loss) != ():
+        shapes = jax.tree.map(jnp.shape, loss)
+        if shapes != ():
             raise ValueError(
-                f"loss_fn returns a scalar, but gave {jax.tree.map(jnp.shape, loss)}: take the "
-                "mean over the batch."
+                f"loss_fn returns a scalar and nothing else, but gave {shapes}: take the mean over "
+                "the batch, and return the loss alone."
             )
         return loss
 

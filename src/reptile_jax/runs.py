@@ -82,10 +82,10 @@ def meta_train(
       save_every: meta steps between checkpoints; there is always one at the end.
     """
     started, first_step = time.monotonic(), int(state.step)
-    metrics = None if folder is None else folder / "metrics.jsonl"
-    if metrics is not None and metrics.exists():
-        report.keep_json_lines(metrics, lambda row: row["step"] <= first_step)
-    with report.Bar(title, until, "meta steps", int(state.step)) as bar:
+    if folder is not None and (folder / "metrics.jsonl").exists():
+        report.keep_json_lines(folder / "metrics.jsonl", lambda row: row["step"] <= first_step)
+    saved = first_step
+    with report.Bar(title, until, "meta steps", first_step) as bar:
         loop = train(
             learner,
             state,
@@ -96,15 +96,14 @@ def meta_train(
             steps_per_dispatch=steps_per_dispatch,
         )
         for state, infos in loop:
-            row = _summary(infos)
-            step, done = int(state.step), len(infos.gradient_norm)
-            if metrics is not None:
-                report.append_json_line(metrics, {"step": step, **row})
+            row, step = _summary(infos), int(state.step)
             bar.update(step, "loss {first_loss} -> {last_loss}".format(**row))
-            due = save_every is not None and step // save_every > (step - done) // save_every
-            if folder is not None and (step == until or due):
+            if folder is None:
+                continue
+            report.append_json_line(folder / "metrics.jsonl", {"step": step, **row})
+            if step == until or step - saved >= (save_every or until):
                 checkpoint.save(folder / "checkpoints", state)
-                seconds = round(time.monotonic() - started, 1)
+                saved, seconds = step, round(time.monotonic() - started, 1)
                 times = {"from": first_step, "to": step, "seconds": seconds}
                 report.append_json_line(folder / "times.jsonl", times)
     return state
@@ -135,7 +134,7 @@ def finish(folder: Path, name: str, seconds: float, results: dict[str, Any]) -> 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file for people to read."""
-    path.write_text(json.dumps(value, indent=2, default=_plain) + "\n")
+    path.write_text(json.dumps(report.plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def environment() -> dict[str, Any]:
@@ -151,10 +150,6 @@ def environment() -> dict[str, Any]:
         "device": f"{device.device_kind} x {jax.device_count()}",
         "machine": platform.machine(),
     }
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
 def _next_free(path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,42 +19,49 @@ DRAWN_STEPS = (0, 1, 8, 32)  # in their picture
 def train(config: presets.Sinusoid, out: Path | None = None) -> Path:
     """The sine waves: trains, compares with two other initialisations, draws. Returns the run."""
     started = time.monotonic()
+    presets.check(config)
+    training = sinusoids(steps=config.inner_steps, batch_size=config.inner_batch)
+    # Reptile with one inner step is joint training: here on the same examples, all at once.
+    joint = sinusoids(steps=1, batch_size=config.inner_steps * config.inner_batch)
+    held_out = sinusoids(
+        shots=config.eval_shots, steps=config.eval_steps, batch_size=config.eval_shots
+    )
     folder = runs.create(out, "sinusoid", config)
     root = jax.random.key(config.seed)
     init_key, train_key, eval_key = (jax.random.fold_in(root, use) for use in range(3))
-    model = models.MLP()
+    model, inner = models.MLP(), optax.sgd(config.inner_rate)
     loss_fn = models.squared_error(model.apply)
     params = jax.jit(model.init)(init_key, jnp.zeros((1, 1)))
-    inner = optax.sgd(config.inner_rate)
     anneal = optax.linear_schedule(config.meta_rate, 0.0, config.meta_steps)
     # Side by side: networks as small as this gain more from fewer operations than they lose.
     learner = meta_learner(
         reptile(loss_fn, inner), optax.sgd(anneal), tasks_at_once=config.meta_batch
     )
-
-    def learn(title: str, steps: int, batch: int, folder: Path | None) -> Any:
-        return runs.meta_train(
+    learn = lambda title, waves, folder: (
+        runs.meta_train(
             folder,
             title,
             learner,
             learner.init(params),
-            sinusoids(steps=steps, batch_size=batch),
+            waves,
             train_key,
             until=config.meta_steps,
             meta_batch=config.meta_batch,
             steps_per_dispatch=config.steps_per_dispatch,
         ).params
-
-    examples = config.inner_steps * config.inner_batch
-    initialisations = {
-        "Reptile": learn("Reptile", config.inner_steps, config.inner_batch, folder),
-        "random": params,
-        # Reptile with one inner step is joint training: here on the same examples at once.
-        "joint training": learn("joint training", 1, examples, None),
-    }
-    held_out = sinusoids(
-        shots=config.eval_shots, steps=config.eval_steps, batch_size=config.eval_shots
     )
+    initialisations = {
+        "Reptile": learn("Reptile", training, folder),
+        "random": params,
+        "joint training": learn("joint training", joint, None),
+    }
+    _score(config, folder, loss_fn, inner, held_out, eval_key, initialisations, started)
+    _draw_sinusoids(folder, model, loss_fn, inner, held_out, eval_key, initialisations)
+    report.say(f"{time.monotonic() - started:.0f} s in all; the run is in {folder}")
+    return folder
+
+
+def _score(config, folder, loss_fn, inner, held_out, key, initialisations, started) -> None:
     score = lambda params, task: loss_fn(params, task.query)
     evaluations = {
         name: evaluate.evaluate(
@@ -64,14 +70,13 @@ def train(config: presets.Sinusoid, out: Path | None = None) -> Path:
             inner,
             params,
             held_out,
-            eval_key,
+            key,
             num_tasks=config.eval_tasks,
             score_every=1,
             tasks_at_once=100,
         )
         for name, params in initialisations.items()
     }
-    _draw_sinusoids(folder, model, loss_fn, inner, held_out, eval_key, initialisations)
     shown = [step for step in SHOWN_STEPS if step <= config.eval_steps]
     report.table(
         f"mean squared error ± 95% interval over {config.eval_tasks:,} held-out waves, "
@@ -82,15 +87,12 @@ def train(config: presets.Sinusoid, out: Path | None = None) -> Path:
             for name, e in evaluations.items()
         ],
     )
-    seconds = time.monotonic() - started
-    results = {
+    errors = {
         name: {"steps": shown, "mean": e.mean[shown], "interval": e.interval[shown]}
         for name, e in evaluations.items()
     }
-    runs.finish(
-        folder, "results", seconds, {"mean squared error": results, "tasks": config.eval_tasks}
-    )
-    return folder
+    results = {"mean squared error": errors, "tasks": config.eval_tasks}
+    runs.finish(folder, "results", time.monotonic() - started, results)
 
 
 def _draw_sinusoids(folder, model, loss_fn, inner, held_out, key, initialisations, waves: int = 3):

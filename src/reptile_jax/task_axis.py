@@ -67,16 +67,21 @@ def mean_over_tasks(
     draws = isinstance(tasks, Draws)
     each = tasks.keys if draws else tasks
     num_tasks = check_meta_batch(each)
+    if carry and at_once not in (None, 1):
+        raise ValueError(f"a state is carried from task to task: at_once is 1, not {at_once}.")
+    zero = jnp.zeros((), jnp.result_type(float))  # float64 where that is enabled
     # On a CPU, batched matrix products over tasks are slower than one task after another.
-    at_once = min(at_once or (1 if jax.default_backend() == "cpu" else num_tasks), num_tasks)
+    one_by_one = carry or jax.default_backend() == "cpu"
+    at_once = min(at_once or (1 if one_by_one else num_tasks), num_tasks)
 
     def run_one(opt_state, task, exists):
         if draws:
             task = tasks.distribution.sample(task)
         result = estimate(params, opt_state, task)
         finite = _all_finite(result)
-        weight = jnp.ones((), jnp.float32) if task.weight is None else jnp.float32(task.weight)
-        weight = jnp.where(exists & finite, weight, 0)
+        weight = jnp.asarray(1.0 if task.weight is None else task.weight, zero.dtype)
+        counts = exists & finite & jnp.isfinite(weight) & (weight > 0)
+        weight = jnp.where(counts, weight, 0)
         ended = None if opt_state is None else result.opt_state
         part = _Part(_weighted(weight, result.gradient), _weighted(weight, ended), weight)
         return part, where(weight > 0, ended, opt_state), (result.losses, finite)
@@ -90,7 +95,6 @@ def mean_over_tasks(
         part, ended, report = (run_one if at_once == 1 else run_chunk)(opt_state, *chunk)
         return (jax.tree.map(_accumulate, sums, part), ended if carry else opt_state), report
 
-    zero = jnp.zeros((), jnp.float32)
     zeros = _Part(_weighted(zero, params), _weighted(zero, opt_state), zero)
     (sums, ended), (losses, finite) = jax.lax.scan(
         add, (zeros, opt_state), _in_chunks(each, num_tasks, at_once)
@@ -134,8 +138,9 @@ def where(condition, tree, other):
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), tree, other)
 
 
-# The sums: floating-point leaves add up, in float32 at least. Integer leaves are counts of inner
-# steps, the same in every task that counts, and never fall: their maximum is that count.
+# The sums: floating-point leaves add up, in float32 at least. Integer leaves are taken for counts
+# of inner steps, which are the same in every task and never fall: their maximum is that count. (Not
+# so in `optax.MultiSteps`, which counts in cycles: do not average its state.)
 
 
 def _weighted(weight, tree):

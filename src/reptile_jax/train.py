@@ -28,7 +28,7 @@ def meta_steps(
 
     Args:
       learner: built once; each learner compiles its own program.
-      state: donated.
+      state: donated, whatever the learner's own `step` does.
       distribution: p(τ), a pytree.
       key: the run's root key, not consumed.
       num_steps, meta_batch: meta steps, and tasks in each.
@@ -73,11 +73,15 @@ def train(
             "meta_batch and steps_per_dispatch are at least 1, got "
             f"{meta_batch} and {steps_per_dispatch}."
         )
-    step = int(state.step)
-    while step < until:
-        end = min(until, (step // steps_per_dispatch + 1) * steps_per_dispatch)
-        state, infos = meta_steps(
-            learner, state, distribution, key, num_steps=end - step, meta_batch=meta_batch
-        )
-        step = end
-        yield state, infos
+
+    def dispatches(state: MetaState) -> Iterator[tuple[MetaState, MetaInfo]]:
+        step = int(state.step)
+        while step < until:
+            end = min(until, (step // steps_per_dispatch + 1) * steps_per_dispatch)
+            state, infos = meta_steps(
+                learner, state, distribution, key, num_steps=end - step, meta_batch=meta_batch
+            )
+            step = end
+            yield state, infos
+
+    return dispatches(state)
