@@ -161,6 +161,8 @@ def test_adapt_names_the_class_of_each_image(trained, pictures, tmp_path, capsys
     assert sum(right) >= 5
     assert cli.main([*argv, "--json", "answers.json"]) == 1
     assert "answers.json exists" in capsys.readouterr().err
+    assert cli.main([*argv, *flags, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == answers
 
 
 def test_presets_are_the_papers_rows(capsys):

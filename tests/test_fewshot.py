@@ -240,12 +240,15 @@ def test_what_is_drawn_of_one_class_tells_nothing_of_another(many):
 
 
 def test_the_same_key_gives_the_same_episode_however_it_is_run(distribution, many):
-    keys = jax.random.split(jax.random.key(0), 8000)[:3]  # `many` is from a `lax.map`
-    expected = [np.asarray(leaf)[:3] for leaf in jax.tree.leaves(many)]
+    keys = jax.random.split(jax.random.key(0), 8000)[:8]  # `many` is from a `lax.map`
+    expected = [np.asarray(leaf)[:8] for leaf in jax.tree.leaves(many)]
     tasks = [jax.tree.leaves(episode(distribution, key)) for key in keys]
     one_by_one = [np.stack(leaves) for leaves in zip(*tasks, strict=True)]
-    together = jax.tree.leaves(jax.jit(jax.vmap(distribution.sample))(keys))
-    for a, b, c in zip(expected, one_by_one, together, strict=True):
+    mesh = jax.make_mesh((8,), ("tasks",), axis_types=(jax.sharding.AxisType.Auto,))
+    over_devices = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("tasks"))
+    spread = jax.jit(jax.vmap(distribution.sample))(jax.device_put(keys, over_devices))
+    assert len(spread.support.inputs.sharding.device_set) == 8
+    for a, b, c in zip(expected, one_by_one, jax.tree.leaves(spread), strict=True):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(a, c)
     assert (expected[0][0] != expected[0][1]).any()

@@ -136,6 +136,8 @@ class _EvaluateOptions:
     eval_tasks: int | None = None  # held-out tasks; like the others, by default the run's value
     eval_steps: int | None = None  # inner steps
     eval_batch: int | None = None
+    inner_rate: float | None = None  # of the inner optimiser
+    transductive: bool | None = None  # which of the two scores is named the score
     shots: int | None = None  # support images of each class
     query_shots: int | None = None  # query images of each class
     seed: int | None = None  # of the tasks drawn
@@ -154,16 +156,20 @@ class _AdaptOptions:
     support: Path  # folder with one folder of images per class
     query: Path  # folder of the images to classify
     transductive: bool = False  # normalise the query images together
-    json: Path | None = None  # also write the answers to this file
+    json: Path | None = None  # also write the answers to this file; with - to standard output alone
 
 
 def _adapt(argv: list[str]) -> None:
     options = tyro.cli(_AdaptOptions, args=argv, prog="reptile-jax adapt")
-    if options.json is not None and options.json.exists():
+    to_output = options.json == Path("-")
+    if options.json is not None and not to_output and options.json.exists():
         raise FileExistsError(f"{options.json} exists: give another --json, or remove it.")
     answers = fewshot_run.adapt(
         options.run, options.support, options.query, transductive=options.transductive
     )
+    if to_output:
+        report.say(runs.to_json(answers))
+        return
     report.table(
         f"adapted to {len(answers[0]['probabilities'])} classes of {options.support}",
         ["image", "class", "probability"],

@@ -51,8 +51,8 @@ def evaluate(
       score_fn: `(params, task) -> ` a pytree of scalars, with the task as it was drawn.
       params: the initialisation θ.
       distribution: p(τ) of held-out tasks.
-      opt_state: where each task's optimiser starts, as in `MetaState.inner_opt_state`; None for
-        afresh.
+      opt_state: where each task's optimiser starts, as in `MetaState.inner_opt_state`; a state of
+        `optimizer`'s own kind. None for afresh.
       score_every: inner steps between points of the curve; it has to divide the number of steps.
         By default only the start and the end are scored.
       tasks_at_once: tasks under one `vmap`; by default one on a CPU, else up to 256.

@@ -134,7 +134,12 @@ def finish(folder: Path, name: str, seconds: float, results: dict[str, Any]) -> 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file for people to read."""
-    path.write_text(json.dumps(report.plain(value), indent=2, allow_nan=False) + "\n")
+    path.write_text(to_json(value) + "\n")
+
+
+def to_json(value: Any) -> str:
+    """JSON for people to read, of what `report.plain` can turn into it."""
+    return json.dumps(report.plain(value), indent=2, allow_nan=False)
 
 
 def environment() -> dict[str, Any]:
