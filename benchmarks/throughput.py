@@ -24,7 +24,6 @@ def ours(workload: Workload, tasks, at_once: int | None = None):
 def peers(quick: bool = False) -> None:
     """The paper's meta step of five tasks, in this library and in others' hands."""
     rounds = 2 if quick else 15
-    torch.set_num_threads(torch.get_num_threads())
     rows, data = [], {}
     for name in ("o15", "sinusoid"):
         workload = workloads.sinusoid() if name == "sinusoid" else workloads.few_shot(name)
@@ -39,8 +38,10 @@ def peers(quick: bool = False) -> None:
         contenders = {
             "reptile_jax": ours(workload, tasks, at_once=5 if name == "sinusoid" else None),
             "bare matrix products": arms.bare_products(workload, 5),
-            "PyTorch eager": torch_arms.eager(model, tasks, inner),
-            "PyTorch torch.func, vmap": torch_arms.vectorised(model, tasks, rate, adam),
+            "PyTorch eager": torch_arms.eager(model, workload.params, tasks, inner),
+            "PyTorch torch.func, vmap": torch_arms.vectorised(
+                model, workload.params, tasks, rate, adam
+            ),
         }
         if name != "sinusoid":
             contenders["JAX, vmap(scan(conv))"] = arms.obvious(workload, model, tasks, adam=rate)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.func import functional_call, grad, vmap
 
 from reptile_jax import models
 
@@ -48,23 +48,53 @@ def _to_torch(array) -> torch.Tensor:
     return tensor.long() if tensor.dtype == torch.int32 else tensor
 
 
-def _module(model, tasks) -> tuple[nn.Module, torch.Tensor, torch.Tensor, Callable]:
+def _module(model, params, tasks) -> tuple[nn.Module, torch.Tensor, torch.Tensor, Callable]:
+    """The network at `params`, the tasks' mini-batches, and the loss."""
     inputs, targets = (_to_torch(leaf) for leaf in tasks.support)
     if isinstance(model, models.ConvNet):
         size, channels = tasks.support.inputs.shape[-2:]
-        return _Net(model, channels, size), inputs, targets, F.cross_entropy
-    return _Mlp(), inputs, targets, F.mse_loss
+        module, loss_fn = _Net(model, channels, size), F.cross_entropy
+    else:
+        module, loss_fn = _Mlp(), F.mse_loss
+    with torch.no_grad():
+        for ours, theirs in zip(from_flax(params), module.parameters(), strict=True):
+            theirs.copy_(ours)
+    return module, inputs, targets, loss_fn
 
 
-def eager(model, tasks, optimizer: Callable) -> Callable:
+def from_flax(params) -> list[torch.Tensor]:
+    """Flax's parameters in the order and the layout of the modules above."""
+    layers = params["params"]
+    ordered, channels = [], None
+    for kind, names in (("Conv_", ("kernel", "bias")), ("BatchNorm_", ("scale", "bias"))):
+        count = sum(name.startswith(kind) for name in layers)
+        for index in range(count):
+            for name in names:
+                leaf = np.array(layers[f"{kind}{index}"][name])
+                channels = leaf.shape[-1]
+                ordered.append(leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf)
+    for index in range(sum(name.startswith("Dense_") for name in layers)):
+        kernel = np.array(layers[f"Dense_{index}"]["kernel"])
+        if channels:  # flattened pixels: Flax's have the channel last, PyTorch's first
+            pixels = kernel.shape[0] // channels
+            kernel = kernel.reshape(pixels, channels, -1).transpose(1, 0, 2)
+            kernel = kernel.reshape(channels * pixels, -1)
+        ordered += [kernel.T, np.array(layers[f"Dense_{index}"]["bias"])]
+    return [torch.from_numpy(np.ascontiguousarray(leaf)) for leaf in ordered]
+
+
+def eager(model, params, tasks, optimizer: Callable) -> Callable:
     """Task after task: load θ, step on each mini-batch, add up the deltas.
 
     Args:
-      model: the Flax model that it is the like of.
+      model, params: the Flax model that it is the like of, and where it starts.
       tasks: a meta-batch of the library's.
       optimizer: makes the inner optimiser of parameters; kept from task to task.
+
+    Returns:
+      A function that takes one meta step and returns the new parameters.
     """
-    module, inputs, targets, loss_fn = _module(model, tasks)
+    module, inputs, targets, loss_fn = _module(model, params, tasks)
     params = list(module.parameters())
     inner = optimizer(params)
 
@@ -85,17 +115,16 @@ def eager(model, tasks, optimizer: Callable) -> Callable:
         with torch.no_grad():
             torch._foreach_copy_(params, theta)
             torch._foreach_add_(params, total, alpha=1 / len(inputs))
-        return None
+        return params
 
     return arm
 
 
-def vectorised(model, tasks, rate: float, adam: bool) -> Callable:
+def vectorised(model, params, tasks, rate: float, adam: bool) -> Callable:
     """All tasks at once: `torch.func.vmap` over per-task parameters, the optimiser by hand."""
-    module, inputs, targets, loss_fn = _module(model, tasks)
+    module, inputs, targets, loss_fn = _module(model, params, tasks)
     number = len(inputs)
     theta = {k: v.detach().clone() for k, v in module.named_parameters()}
-    stack_module_state([module])  # checks that the module can be vectorised
 
     def loss(params, x, y):
         return loss_fn(functional_call(module, params, (x,)), y)
@@ -116,6 +145,6 @@ def vectorised(model, tasks, rate: float, adam: bool) -> Callable:
                     params[k].sub_(g, alpha=rate)
         for k in theta:
             theta[k].add_((params[k] - theta[k]).mean(0))
-        return None
+        return list(theta.values())
 
     return arm

@@ -13,16 +13,16 @@ import optax
 from reptile_jax.reptile import LossFn, Params, inner_loop
 from reptile_jax.tasks import Key, Task, TaskDistribution, check_leading_axis
 
-ScoreFn: TypeAlias = Callable[[Params, Task], Any]  # (params, task) -> a pytree of scalars
+ScoreFn: TypeAlias = Callable[[Params, Task], Any]  # (params, task) -> a pytree of arrays
 
 
 class Evaluation(NamedTuple):
     """Scores of many tasks, by the number of inner steps taken."""
 
     steps: np.ndarray  # [points], inner steps taken at each point of the curve, from 0
-    mean: Any  # the score's pytree, leaves [points]: the mean over tasks
+    mean: Any  # the score's pytree, leaves [points, ...]: the mean over tasks
     interval: Any  # the same: half the width of its 95% interval, 1.96 · sd / √tasks
-    scores: Any  # the same, leaves [tasks, points]
+    scores: Any  # the same, leaves [tasks, points, ...]
 
 
 def evaluate(
@@ -48,7 +48,8 @@ def evaluate(
 
     Args:
       loss_fn, optimizer: the inner loop's; the optimiser may differ from training's.
-      score_fn: `(params, task) -> ` a pytree of scalars, with the task as it was drawn.
+      score_fn: `(params, task) -> ` a number, or a pytree of numbers and arrays, with the task as
+        it was drawn.
       params: the initialisation θ.
       distribution: p(τ) of held-out tasks.
       opt_state: where each task's optimiser starts, as in `MetaState.inner_opt_state`; a state of

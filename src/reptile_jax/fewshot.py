@@ -163,7 +163,9 @@ def query_logits(
     if transductive:
         return apply(params, query)
     alone = lambda image: apply(params, jnp.concatenate([support, image[None]]))[-1]
-    return jax.lax.map(alone, query)
+    # Side by side as long as some 64 images are worked on at a time: more would only take memory.
+    at_once = max(1, 64 // (support.shape[0] + 1))
+    return jax.lax.map(alone, query, batch_size=min(at_once, query.shape[0]))
 
 
 def accuracy(apply: Apply) -> Callable[[Params, Task], dict[str, jax.Array]]:

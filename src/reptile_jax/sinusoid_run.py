@@ -5,11 +5,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from reptile_jax import evaluate, models, presets, report, runs
-from reptile_jax.reptile import meta_learner, reptile
+from reptile_jax.reptile import LossFn, meta_learner, reptile
 from reptile_jax.sinusoids import sinusoids
 
 SHOWN_STEPS = (0, 1, 2, 4, 8, 16, 32)  # in the sine waves' table
@@ -55,14 +54,7 @@ def train(config: presets.Sinusoid, out: Path | None = None) -> Path:
         "random": params,
         "joint training": learn("joint training", joint, None),
     }
-    _score(config, folder, loss_fn, inner, held_out, eval_key, initialisations, started)
-    _draw_sinusoids(folder, model, loss_fn, inner, held_out, eval_key, initialisations)
-    report.say(f"{time.monotonic() - started:.0f} s in all; the run is in {folder}")
-    return folder
-
-
-def _score(config, folder, loss_fn, inner, held_out, key, initialisations, started) -> None:
-    score = lambda params, task: loss_fn(params, task.query)
+    score = _scoring(model.apply, loss_fn)
     evaluations = {
         name: evaluate.evaluate(
             loss_fn,
@@ -70,60 +62,79 @@ def _score(config, folder, loss_fn, inner, held_out, key, initialisations, start
             inner,
             params,
             held_out,
-            key,
+            eval_key,
             num_tasks=config.eval_tasks,
             score_every=1,
             tasks_at_once=100,
         )
         for name, params in initialisations.items()
     }
+    _tabulate(config, folder, evaluations, started)
+    _draw(folder, evaluations)
+    report.say(f"{time.monotonic() - started:.0f} s in all; the run is in {folder}")
+    return folder
+
+
+def _scoring(apply: models.Apply, loss_fn: LossFn) -> evaluate.ScoreFn:
+    """Scores by the error; with it, what a picture of the task shows."""
+
+    def score(params, task):
+        x, wave = task.query
+        given = jax.tree.map(lambda leaf: leaf[0, :, 0], task.support)
+        shown = {"x": x[:, 0], "wave": wave[:, 0], "given": given}
+        return {
+            "error": loss_fn(params, task.query),
+            "prediction": apply(params, x)[:, 0],
+            **shown,
+        }
+
+    return score
+
+
+def _tabulate(config, folder: Path, evaluations, started: float) -> None:
     shown = [step for step in SHOWN_STEPS if step <= config.eval_steps]
+    errors = {
+        name: {
+            "steps": shown,
+            "mean": e.mean["error"][shown],
+            "interval": e.interval["error"][shown],
+        }
+        for name, e in evaluations.items()
+    }
     report.table(
         f"mean squared error ± 95% interval over {config.eval_tasks:,} held-out waves, "
         f"{config.eval_shots} points given",
         ["steps", *map(str, shown)],
         [
-            [name, *(f"{e.mean[step]:.3f} ± {e.interval[step]:.3f}" for step in shown)]
-            for name, e in evaluations.items()
+            [
+                name,
+                *(
+                    f"{mean:.3f} ± {half:.3f}"
+                    for mean, half in zip(error["mean"], error["interval"], strict=True)
+                ),
+            ]
+            for name, error in errors.items()
         ],
     )
-    errors = {
-        name: {"steps": shown, "mean": e.mean[shown], "interval": e.interval[shown]}
-        for name, e in evaluations.items()
-    }
     results = {"mean squared error": errors, "tasks": config.eval_tasks}
     runs.finish(folder, "results", time.monotonic() - started, results)
 
 
-def _draw_sinusoids(folder, model, loss_fn, inner, held_out, key, initialisations, waves: int = 3):
+def _draw(folder: Path, evaluations, most: int = 3) -> None:
     from reptile_jax import plots  # the picture alone needs matplotlib
 
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(waves))
-    tasks = jax.jit(jax.vmap(held_out.sample))(keys)
-
-    @jax.jit
-    def curves(params):
-        def curve(task):
-            predict = lambda params: model.apply(params, task.query.inputs)[:, 0]
-            start = inner.init(params)
-            return evaluate.adaptation_curve(
-                loss_fn, predict, inner, params, start, task.support, score_every=1
-            )[1]
-
-        return jax.vmap(curve)(tasks)
-
-    given = jax.device_get(tasks.support)
-    predictions = {
-        name: [
-            {step: outputs[step] for step in DRAWN_STEPS if step < len(outputs)}
-            for outputs in np.asarray(curves(params))
-        ]
-        for name, params in initialisations.items()
-    }
+    some = next(iter(evaluations.values())).scores
+    waves = min(most, len(some["wave"]))
     plots.adaptation(
         folder / "adaptation.png",
-        np.asarray(tasks.query.inputs[0, :, 0]),
-        list(np.asarray(tasks.query.targets[:, :, 0])),
-        [(given.inputs[i, 0, :, 0], given.targets[i, 0, :, 0]) for i in range(waves)],
-        predictions,
+        some["x"][0, 0],
+        some["wave"][:waves, 0],
+        [(some["given"].inputs[i, 0], some["given"].targets[i, 0]) for i in range(waves)],
+        {
+            name: [
+                {step: outputs[step] for step in DRAWN_STEPS if step < len(outputs)}
+                for outputs in e.scores["prediction"][:waves]
+            ]
+            for name, e in evaluations.items()
+        },
     )

@@ -61,7 +61,8 @@ def minibatches(
 
     By default examples are shuffled and cycled through: consecutive batches, a new shuffle at the
     end of each pass, and a batch may straddle two passes. This is the sampler of the paper's
-    released code (Nichol et al. 2018); it is not class-balanced.
+    released code (Nichol et al. 2018); it is not class-balanced. Where a batch holds whole passes
+    the examples stay in their order.
 
     Args:
       key: consumed.
@@ -96,6 +97,8 @@ def minibatch_order(
             f"a batch of {batch_size} cannot be drawn without repetition from {num_examples} "
             "examples: lower batch_size or give more examples."
         )
+    if batch_size % num_examples == 0:  # whole passes: a shuffle would change no batch's contents
+        return jnp.tile(jnp.arange(num_examples), (steps, batch_size // num_examples))
     passes = steps if replace else -(-steps * batch_size // num_examples)
     shuffles = jax.vmap(lambda key: jax.random.permutation(key, num_examples))(
         jax.random.split(key, passes)
