@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from reptile_jax.convolution import LAYOUT, batch_norm, conv_general_dilated, max_pool
+from reptile_jax.convolution import LAYOUT, conv_general_dilated
+from reptile_jax.layers import batch_norm, max_pool
 
 properties = partial(settings, derandomize=True, deadline=None, database=None)
 

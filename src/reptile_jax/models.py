@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reptile_jax import convolution
+from reptile_jax import convolution, layers
 from reptile_jax.reptile import LossFn, Params
 from reptile_jax.tasks import Batch
 
@@ -58,7 +58,7 @@ class BatchNorm(nn.Module):
         """`[..., features]`, normalised over all axes but the last."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        return convolution.batch_norm(x, scale, bias, self.epsilon)
+        return layers.batch_norm(x, scale, bias, self.epsilon)
 
 
 class ConvNet(nn.Module):
@@ -88,7 +88,7 @@ class ConvNet(nn.Module):
             )(x)
             x = BatchNorm()(x)
             if self.pool:
-                x = convolution.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
+                x = layers.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
             x = nn.relu(x)
         return nn.Dense(self.ways, kernel_init=glorot)(x.reshape(x.shape[0], -1))
 

@@ -1,0 +1,90 @@
+"""Batch norm and max-pooling whose gradients stay fast in a loop, like those of `convolution`.
+
+Both are differentiable in reverse mode any number of times; `max_pool` in forward mode as well.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from reptile_jax.convolution import Pair, pad
+
+
+def max_pool(
+    inputs: jax.Array, window_shape: Pair, strides: Pair | None = None, padding: Any = "VALID"
+) -> jax.Array:
+    """`flax.linen.max_pool` for windows that tile the image: `strides` must be `window_shape`.
+
+    Takes `[batch, height, width, features]`. Of equal maxima the first gets the gradient, as in
+    lax; unlike lax's gradient, this one is not a scatter.
+
+    Raises:
+      NotImplementedError: for windows that overlap or leave gaps, and for other shapes.
+    """
+    if inputs.ndim != 4 or strides is None or tuple(strides) != tuple(window_shape):
+        raise NotImplementedError(
+            "max_pool needs [batch, height, width, features] and strides equal to window_shape; "
+            f"got shape {inputs.shape}, window_shape={window_shape}, strides={strides}. "
+            "Use flax.linen.max_pool"
+        )
+    batch, height, width, features = inputs.shape
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads((height, width), window_shape, strides, padding)
+    axes = list(zip((height, width), window_shape, padding, strict=True))
+    rows, columns = [(extent + low + high) // window for extent, window, (low, high) in axes]
+    # Pixels that fill no window are cut off by a negative pad.
+    fit = [
+        (low, size * window - extent - low)
+        for size, (extent, window, (low, _)) in zip((rows, columns), axes, strict=True)
+    ]
+    high, wide = window_shape
+    windows = pad(inputs, fit, -jnp.inf).reshape(batch, rows, high, columns, wide, features)
+    first, *others = [windows[:, :, i, :, j] for i in range(high) for j in range(wide)]
+    for other in others:
+        first = jnp.where((other > first) | jnp.isnan(other), other, first)
+    return first
+
+
+def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = 1e-3) -> jax.Array:
+    """Normalises with the batch's own statistics over all axes but the last; scales and shifts.
+
+    x `[..., features]`, scale and bias `[features]`. Statistics are in float32 at least, with the
+    variance of centred values (a mean of squares minus a squared mean cancels in low precision).
+    """
+    return _batch_norm(float(epsilon), x, scale, bias)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _batch_norm(epsilon, x, scale, bias):
+    return _batch_norm_forward(epsilon, x, scale, bias)[0]
+
+
+def _batch_norm_forward(epsilon, x, scale, bias):
+    wide = x.astype(np.promote_types(x.dtype, jnp.float32)).reshape(-1, x.shape[-1])
+    centred = wide - wide.mean(0, keepdims=True)
+    inverse = lax.rsqrt(jnp.square(centred).mean(0, keepdims=True) + epsilon)
+    normed = centred * inverse
+    y = normed * scale.astype(wide.dtype)[None] + bias.astype(wide.dtype)[None]
+    return y.astype(x.dtype).reshape(x.shape), (normed, inverse, scale, bias)
+
+
+def _batch_norm_backward(epsilon, saved, cotangent):
+    normed, inverse, scale, bias = saved
+    g = cotangent.reshape(normed.shape).astype(normed.dtype)
+    d_bias, d_scale = g.sum(0, keepdims=True), (g * normed).sum(0, keepdims=True)
+    count = normed.shape[0]
+    d_x = (inverse * scale.astype(g.dtype)[None]) * (
+        g - d_bias / count - normed * (d_scale / count)
+    )
+    return (
+        d_x.astype(cotangent.dtype).reshape(cotangent.shape),
+        d_scale[0].astype(scale.dtype),
+        d_bias[0].astype(bias.dtype),
+    )
+
+
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
