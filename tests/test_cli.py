@@ -165,6 +165,17 @@ def test_adapt_names_the_class_of_each_image(trained, pictures, tmp_path, capsys
     assert json.loads(capsys.readouterr().out) == answers
 
 
+def test_download_shows_where_the_files_are(monkeypatch, tmp_path, capsys):
+    def download_omniglot(out, *, report):
+        report("images_background.zip", 5, None)
+        report("images_background.zip", 10, 10)
+        return (out / "images_background.zip",)
+
+    monkeypatch.setattr(cli.download, "download_omniglot", download_omniglot)
+    assert cli.main(["download", "omniglot", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "images_background.zip")
+
+
 def test_presets_are_the_papers_rows(capsys):
     assert cli.main(["presets"]) == 0
     printed = capsys.readouterr().out
