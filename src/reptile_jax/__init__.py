@@ -1,5 +1,7 @@
 """Reptile meta-learning, serial and batched, as jitted pure functions."""
 
+from reptile_jax.inner_gradients import foml as foml
+from reptile_jax.inner_gradients import weighted as weighted
 from reptile_jax.reptile import Adapted as Adapted
 from reptile_jax.reptile import MetaGradient as MetaGradient
 from reptile_jax.reptile import MetaInfo as MetaInfo

@@ -1,0 +1,152 @@
+"""The paper's Taylor analysis (section 5.1), exactly: every order of the mini-batches averaged."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import reptile_jax as rj
+from reptile_jax.inner_gradients import foml, weighted
+
+POOL, SIZE = 5, 4
+RANDOM = np.random.default_rng(0)
+CUBIC = tuple(RANDOM.normal(size=(POOL, *([SIZE] * order))) for order in (3, 2, 1))
+START = RANDOM.normal(size=SIZE)
+
+
+def loss_fn(phi, batch):
+    """A cubic: its Hessian varies, so that no term of the expansion is hidden."""
+    cubic, square, linear = batch
+    return (
+        jnp.einsum("ijk,i,j,k", cubic, phi, phi, phi) / 6 + phi @ (square @ phi) / 2 + linear @ phi
+    )
+
+
+def orders(k, replace):
+    """All ways to draw k mini-batches from the pool in order: `[ways, k]`."""
+    draw = (
+        itertools.product(range(POOL), repeat=k)
+        if replace
+        else itertools.permutations(range(POOL), k)
+    )
+    return np.array(list(draw))
+
+
+def expectation(name, k, replace):
+    """α -> E[the direction] over all orders, at START."""
+    batches = tuple(jnp.asarray(leaf)[orders(k, replace)] for leaf in CUBIC)
+
+    def direction(alpha, batches):
+        inner = optax.sgd(alpha)
+        if name in ("fomaml", "maml"):
+            support, query = (jax.tree.map(lambda x, s=s: x[s], batches) for s in (slice(-1), -1))
+            sibling = getattr(rj, name)(loss_fn, inner)
+            return sibling.estimate(jnp.asarray(START), None, rj.Task(support, query)).gradient
+        weights = {"reptile": [1.0] * k, "last": [0.0] * (k - 1) + [1.0]}.get(
+            name, [-1.0] + [0.0] * (k - 2) + [2.0]
+        )
+        sibling = weighted(loss_fn, inner, weights)
+        return sibling.estimate(jnp.asarray(START), None, rj.Task(batches)).gradient
+
+    return jax.jit(lambda alpha: jnp.mean(jax.vmap(direction, (None, 0))(alpha, batches), axis=0))
+
+
+def terms(replace):
+    """AvgGrad and AvgGradInner, by the convention of the draw."""
+    gradients = jax.vmap(jax.grad(loss_fn), (None, 0))(START, CUBIC)
+    hessians = jax.vmap(jax.hessian(loss_fn), (None, 0))(START, CUBIC)
+    pairs = [(i, j) for i in range(POOL) for j in range(POOL) if replace or i != j]
+    inner = np.mean([hessians[i] @ gradients[j] for i, j in pairs], axis=0)
+    return np.mean(gradients, axis=0), inner
+
+
+COEFFICIENTS = {
+    "maml": lambda k: (1, -2 * (k - 1)),
+    "fomaml": lambda k: (1, -(k - 1)),
+    "last": lambda k: (1, -(k - 1)),
+    "reptile": lambda k: (k, -k * (k - 1) / 2),
+    "2 g_k - g_1": lambda k: (1, -2 * (k - 1)),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("k", [2, 3, 4])
+@pytest.mark.parametrize("name", COEFFICIENTS)
+def test_the_leading_terms_are_the_papers(name, k, replace):
+    expected = expectation(name, k, replace)
+    value, slope = jax.jvp(expected, (0.0,), (1.0,))
+    (to_grad, to_inner), (avg_grad, avg_grad_inner) = COEFFICIENTS[name](k), terms(replace)
+    np.testing.assert_allclose(value, to_grad * avg_grad, atol=1e-13)
+    np.testing.assert_allclose(slope, to_inner * avg_grad_inner, atol=1e-12)
+    residual = [np.linalg.norm(expected(alpha) - value - alpha * slope) for alpha in (2e-4, 1e-4)]
+    np.testing.assert_allclose(residual[0] / residual[1], 4, rtol=0.02)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_2gk_minus_g1_agrees_with_maml_to_second_order(k):
+    gap = [
+        np.linalg.norm(expectation("maml", k, False)(a) - expectation("2 g_k - g_1", k, False)(a))
+        for a in (2e-4, 1e-4)
+    ]
+    assert gap[1] > 1e-9
+    np.testing.assert_allclose(gap[0] / gap[1], 4, rtol=0.02)
+
+
+def task(steps, query=False):
+    take = lambda s: tuple(jnp.asarray(leaf)[s] for leaf in CUBIC)
+    return rj.Task(take(slice(steps)), take(-1) if query else None)
+
+
+@pytest.mark.usefixtures("x64")
+def test_all_ones_is_reptile_over_the_rate_and_the_last_is_fomaml():
+    inner, theta = optax.sgd(0.01), jnp.asarray(START)
+    summed = weighted(loss_fn, inner, [1, 1, 1, 1]).estimate(theta, None, task(4))
+    reptile = rj.reptile(loss_fn, inner).estimate(theta, None, task(4))
+    chex.assert_trees_all_close(0.01 * summed.gradient, reptile.gradient, rtol=1e-11)
+    chex.assert_trees_all_close(summed.losses, reptile.losses)
+    last = weighted(loss_fn, inner, [0, 0, 0, 0, 1]).estimate(theta, None, task(5))
+    fomaml = rj.fomaml(loss_fn, inner).estimate(theta, None, task(4, query=True))
+    chex.assert_trees_all_close(last.gradient, fomaml.gradient, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("optimizer", [optax.sgd, lambda rate: optax.rmsprop(rate)])
+def test_foml_is_fomaml_for_sgd_alone(optimizer):
+    theta, rate = jnp.asarray(START), 0.01
+    one, other = foml(loss_fn, optimizer(rate)), rj.fomaml(loss_fn, optimizer(rate))
+    separate = one.estimate(theta, None, task(4, query=True))
+    shared = one.estimate(theta, None, task(5))
+    chex.assert_trees_all_close(separate.gradient, shared.gradient, rtol=1e-12)
+    assert separate.losses.shape == (5,)
+    expected = rate * other.estimate(theta, None, task(4, query=True)).gradient
+    same = np.allclose(separate.gradient, expected, rtol=1e-10)
+    assert same == (optimizer is optax.sgd)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_meta_learner_is_made_of_them_as_of_any_other():
+    tasks = jax.tree.map(lambda leaf: leaf[None], task(4))
+    for sibling in (
+        weighted(loss_fn, optax.sgd(0.01), [-1, 0, 0, 2]),
+        foml(loss_fn, optax.sgd(0.01)),
+    ):
+        learner = rj.meta_learner(sibling, optax.sgd(0.01), inner_state="averaged")
+        state, info = learner.step(learner.init(jnp.asarray(START)), tasks)
+        assert info.losses.shape == (1, 4)
+        assert not np.allclose(state.params, START)
+
+
+def test_bad_weights_and_single_batches_are_named():
+    estimate = lambda sibling, steps: sibling.estimate(jnp.zeros(SIZE), None, task(steps))
+    with pytest.raises(ValueError, match="2 weights for 3 inner steps: give one for each"):
+        estimate(weighted(loss_fn, optax.sgd(0.1), [1, 2]), 3)
+    with pytest.raises(ValueError, match="weights are a sequence of finite numbers"):
+        weighted(loss_fn, optax.sgd(0.1), [1, np.nan])
+    with pytest.raises(ValueError, match="foml needs two mini-batches, or a query set"):
+        estimate(foml(loss_fn, optax.sgd(0.1)), 1)
