@@ -33,14 +33,14 @@ def weighted(
     Raises:
       ValueError: if there is not one finite weight for each inner step.
     """
-    weights = np.asarray(weights, np.float64)
-    if weights.ndim != 1 or not np.isfinite(weights).all():
-        raise ValueError(f"weights are a sequence of finite numbers, got {weights.tolist()}.")
+    per_step = np.asarray(weights, np.float64)
+    if per_step.ndim != 1 or not np.isfinite(per_step).all():
+        raise ValueError(f"weights are a sequence of finite numbers, got {weights}.")
 
     def estimate(params, opt_state, task):
         steps = check_leading_axis(task.support, "steps", "the support set")
-        if steps != len(weights):
-            raise ValueError(f"{len(weights)} weights for {steps} inner steps: give one for each.")
+        if steps != len(per_step):
+            raise ValueError(f"{len(per_step)} weights for {steps} inner steps: give one for each.")
 
         def step(carry, batch_and_weight):
             (params, opt_state, total), (batch, weight) = carry, batch_and_weight
@@ -53,10 +53,8 @@ def weighted(
         if opt_state is None:
             opt_state = inner_optimizer.init(params)
         zeros = jax.tree.map(jnp.zeros_like, params)
-        per_step = jnp.asarray(weights, jnp.result_type(float))
-        (_, opt_state, total), losses = jax.lax.scan(
-            step, (params, opt_state, zeros), (task.support, per_step)
-        )
+        xs = task.support, jnp.asarray(per_step, jnp.result_type(float))
+        (_, opt_state, total), losses = jax.lax.scan(step, (params, opt_state, zeros), xs)
         return TaskGradient(total, opt_state, losses)
 
     return MetaGradient(inner_optimizer.init, estimate)
