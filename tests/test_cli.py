@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reptile_jax import checkpoint, cli, fewshot_run, presets, report, runs
+from reptile_jax import cli, fewshot_run, presets, report, runs
 
 
 @pytest.fixture(autouse=True)
@@ -18,10 +18,22 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def as_a_person_has_it():
-    """Without the tests' strict promotion, which Optax's own arithmetic does not pass."""
+def as_a_person_has_it(tmp_path_factory):
+    """Without the tests' strict promotion, which Optax's own arithmetic does not pass.
+
+    The commands compile the same few programs again and again: here they are kept.
+    """
+    kept = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: getattr(jax.config, name) for name in kept}
+    for name, value in kept.items():
+        jax.config.update(name, value)
     with jax.numpy_dtype_promotion("standard"):
         yield
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -128,16 +140,11 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     chex.assert_trees_all_equal(*states)
 
 
-def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_over(pictures, monkeypatch):
-    argv = ["train", "images", "--data", str(pictures), *SMALL, "--meta-steps", "8", "--out", "run"]
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save", stop)
-        assert cli.main(argv) == 130
+def test_a_run_without_a_checkpoint_starts_over(trained, pictures, tmp_path):
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     assert cli.main(["train", "--resume", "run", "--data", str(pictures)]) == 0
+    one, other = ((run / "metrics.jsonl").read_text() for run in (trained, tmp_path / "run"))
+    assert one == other
 
 
 @pytest.mark.parametrize("flags", [[], ["--transductive"]])
