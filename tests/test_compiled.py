@@ -51,7 +51,8 @@ def test_the_loops_are_those_of_the_algorithm(compiled):
     """Meta steps, tasks, inner steps and the draw of classes; the others are random numbers."""
     _, program = compiled
     loops = re.findall(r" while\(.*?op_name=\"([^\"]*)\"", program.as_text())
-    own = {"jit(meta_steps)", "jit(meta_step)", "while", "body", "closed_call"}
+    calls = {"closed_call", "eval_jaxpr"}  # what a loop's body is called, by the version of jax
+    own = {"jit(meta_steps)", "jit(meta_step)", "while", "body"} | calls
     assert len([loop for loop in loops if set(loop.split("/")) <= own]) == 4
 
 
