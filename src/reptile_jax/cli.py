@@ -20,7 +20,7 @@ usage: reptile-jax COMMAND ...
 
   train sinusoid                    the paper's sine waves, in less than a minute
   train omniglot --data DIR         Omniglot, from the two official zip files
-  train mini-imagenet --data DIR    mini-ImageNet, in any of three layouts
+  train mini-imagenet --data DIR    mini-ImageNet, in any of its usual layouts
   train images --data DIR           a folder with one folder of images per class
   train --preset ROW --data DIR     a row of the paper: o15, o15t, o55, ..., m55t
   train --resume RUN --data DIR     go on with a run that was stopped
