@@ -2,6 +2,10 @@
 
 from reptile_jax.inner_gradients import foml as foml
 from reptile_jax.inner_gradients import weighted as weighted
+from reptile_jax.padding import Masked as Masked
+from reptile_jax.padding import masked_mean as masked_mean
+from reptile_jax.padding import stack_batches as stack_batches
+from reptile_jax.padding import stack_tasks as stack_tasks
 from reptile_jax.reptile import Adapted as Adapted
 from reptile_jax.reptile import MetaGradient as MetaGradient
 from reptile_jax.reptile import MetaInfo as MetaInfo

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from reptile_jax.padding import unless_empty
 from reptile_jax.reptile import LossFn, MetaGradient, inner_loop
 from reptile_jax.task_axis import TaskGradient
 from reptile_jax.tasks import check_leading_axis
@@ -42,8 +43,8 @@ def weighted(
         if steps != len(per_step):
             raise ValueError(f"{len(per_step)} weights for {steps} inner steps: give one for each.")
 
-        def step(carry, batch_and_weight):
-            (params, opt_state, total), (batch, weight) = carry, batch_and_weight
+        def step(carry, batch, weight):
+            params, opt_state, total = carry
             loss, gradient = jax.value_and_grad(loss_fn)(params, batch)
             updates, opt_state = inner_optimizer.update(gradient, opt_state, params)
             add = lambda sum_, g: sum_ + weight.astype(g.dtype) * g
@@ -54,7 +55,9 @@ def weighted(
             opt_state = inner_optimizer.init(params)
         zeros = jax.tree.map(jnp.zeros_like, params)
         xs = task.support, jnp.asarray(per_step, jnp.result_type(float))
-        (_, opt_state, total), losses = jax.lax.scan(step, (params, opt_state, zeros), xs)
+        (_, opt_state, total), losses = jax.lax.scan(
+            lambda carry, x: unless_empty(step)(carry, *x), (params, opt_state, zeros), xs
+        )
         return TaskGradient(total, opt_state, losses)
 
     return MetaGradient(inner_optimizer.init, estimate)

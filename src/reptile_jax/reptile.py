@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from reptile_jax.padding import unless_empty
 from reptile_jax.task_axis import Params, TaskGradient, mean_over_tasks, where
 from reptile_jax.tasks import Batches, Draws, Task, check_leading_axis
 
@@ -96,7 +97,7 @@ def inner_loop(
       optimizer: the inner optimiser; `optax.sgd` is the paper's analysis, Adam with β1 = 0 its
         experiments.
       params: θ, a pytree of floating-point arrays.
-      batches: a pytree, leaves `[steps, batch, ...]`.
+      batches: a pytree, leaves `[steps, batch, ...]`; where `Masked`, empty ones are skipped.
       opt_state: where the optimiser starts; afresh by default.
 
     Raises:
@@ -113,7 +114,7 @@ def inner_loop(
         return (optax.apply_updates(params, updates), opt_state), loss
 
     start = params, optimizer.init(params) if opt_state is None else opt_state
-    (adapted, opt_state), losses = jax.lax.scan(step, start, batches)
+    (adapted, opt_state), losses = jax.lax.scan(unless_empty(step), start, batches)
     return Adapted(adapted, opt_state, losses)
 
 

@@ -83,19 +83,21 @@ def mean_over_tasks(
         counts = exists & finite & jnp.isfinite(weight) & (weight > 0)
         weight = jnp.where(counts, weight, 0)
         ended = None if opt_state is None else result.opt_state
-        part = _Part(_weighted(weight, result.gradient), _weighted(weight, ended), weight)
+        moved = _weighted(weight, _with_counts_from(opt_state, ended))
+        part = _Part(_weighted(weight, result.gradient), moved, weight)
         return part, where(weight > 0, ended, opt_state), (result.losses, finite)
 
     def run_chunk(opt_state, chunk, exist):
         parts, _, report = jax.vmap(run_one, (None, 0, 0))(opt_state, chunk, exist)
-        return jax.tree.map(_over_first_axis, parts), opt_state, report
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, 0), parts), opt_state, report
 
     def add(sums_and_state, chunk):
         sums, opt_state = sums_and_state
         part, ended, report = (run_one if at_once == 1 else run_chunk)(opt_state, *chunk)
-        return (jax.tree.map(_accumulate, sums, part), ended if carry else opt_state), report
+        return (jax.tree.map(jnp.add, sums, part), ended if carry else opt_state), report
 
-    zeros = _Part(_weighted(zero, params), _weighted(zero, opt_state), zero)
+    unmoved = _with_counts_from(opt_state, opt_state)
+    zeros = _Part(_weighted(zero, params), _weighted(zero, unmoved), zero)
     (sums, ended), (losses, finite) = jax.lax.scan(
         add, (zeros, opt_state), _in_chunks(each, num_tasks, at_once)
     )
@@ -139,29 +141,28 @@ def where(condition, tree, other):
 
 
 # The sums: floating-point leaves add up, in float32 at least. Integer leaves are taken for counts
-# of inner steps, which are the same in every task and never fall: their maximum is that count. (Not
-# so in `optax.MultiSteps`, which counts in cycles: do not average its state.)
+# of inner steps, and what adds up is how far each task has counted: the mean of that is exact where
+# tasks take equally many steps, whatever the weights, and is rounded where they do not. (Not so in
+# `optax.MultiSteps`, which counts in cycles: do not average its state.)
+
+
+def _with_counts_from(start, ended):
+    count = lambda leaf, first: (leaf - first).astype(jnp.float32)
+    return jax.tree.map(
+        lambda first, leaf: leaf if _is_inexact(leaf) else count(leaf, first), start, ended
+    )
 
 
 def _weighted(weight, tree):
     def weigh(leaf):
-        if not _is_inexact(leaf):
-            return leaf
         leaf = leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf
         return jnp.where(weight > 0, weight.astype(leaf.dtype) * leaf, 0)
 
     return jax.tree.map(weigh, tree)
 
 
-def _over_first_axis(leaf):
-    return jnp.sum(leaf, 0) if _is_inexact(leaf) else jnp.max(leaf, 0)
-
-
-def _accumulate(total, leaf):
-    return total + leaf if _is_inexact(leaf) else jnp.maximum(total, leaf)
-
-
 def _divide(total, weight, like):
-    if not _is_inexact(total):
-        return total
-    return (total / jnp.where(weight > 0, weight, 1).astype(total.dtype)).astype(like.dtype)
+    mean = total / jnp.where(weight > 0, weight, 1).astype(total.dtype)
+    if _is_inexact(like):
+        return mean.astype(like.dtype)
+    return like + jnp.round(mean).astype(like.dtype)

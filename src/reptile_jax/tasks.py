@@ -32,7 +32,7 @@ class Task(NamedTuple):
 
     support: Batches  # [steps, batch, ...]
     query: Examples = None  # [query, ...]
-    weight: jax.Array | None = None  # []
+    weight: Any = None  # []
 
 
 @runtime_checkable
