@@ -86,7 +86,7 @@ def test_read_images_checks_its_arguments(tmp_path):
     path = saved(noise(4, 4, 3), tmp_path / "a.png")
     with pytest.raises(ValueError, match="at least one file"):
         read_images([], size=8)
-    with pytest.raises(ValueError, match=r"size .* at least 1, got 0"):
+    with pytest.raises(ValueError, match="size is at least 1, got 0"):
         read_images([path], size=0)
     with pytest.raises(ValueError, match=r"color must be one of .* got 'blue'"):
         read_images([path], size=8, color="blue")

@@ -178,9 +178,9 @@ def test_the_interval_covers_the_true_mean_95_times_in_100():
     [
         ({"num_tasks": 1}, "at least two tasks, got num_tasks=1"),
         ({"num_tasks": 0}, "at least two tasks, got num_tasks=0"),
-        ({"num_tasks": 2, "score_every": 0}, "score_every is at least 1, or None, got 0"),
-        ({"num_tasks": 2, "tasks_at_once": -1}, "tasks_at_once is at least 1, or None, got -1"),
-        ({"num_tasks": 2, "tasks_per_dispatch": 0}, "tasks_per_dispatch is at least 1, or None"),
+        ({"num_tasks": 2, "score_every": 0}, "score_every is at least 1, got 0"),
+        ({"num_tasks": 2, "tasks_at_once": -1}, "tasks_at_once is at least 1, got -1"),
+        ({"num_tasks": 2, "tasks_per_dispatch": 0}, "tasks_per_dispatch is at least 1"),
         ({"num_tasks": 2, "score_every": 3}, "score_every=3 does not divide the 4 inner steps"),
         ({"num_tasks": 2, "score_every": 8}, "score_every=8 does not divide the 4 inner steps"),
     ],

@@ -417,7 +417,7 @@ def test_a_missing_query_set_is_named(name):
     ("options", "message"),
     [
         ({"inner_state": "kept"}, r"inner_state is one of \('fresh', 'averaged', 'carried'\)"),
-        ({"tasks_at_once": 0}, "tasks_at_once needs to be at least 1, got 0"),
+        ({"tasks_at_once": 0}, "tasks_at_once is at least 1, got 0"),
         ({"inner_state": "carried", "tasks_at_once": 4}, "runs one task after another"),
     ],
 )

@@ -13,6 +13,8 @@ except ImportError as error:
         'reptile-jax: the commands need more: pip install "reptile-jax[cli]"'
     ) from error
 
+import jax
+
 from reptile_jax import download, fewshot_run, presets, report, runs, sinusoid_run
 
 USAGE = """\
@@ -46,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         command(argv[1:])
     except (ValueError, OSError, ImportError) as error:
         report.fail(str(error))
+        return 1
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        report.fail(f"out of memory: ask for smaller sizes, or fewer tasks at once. {error}")
         return 1
     except KeyboardInterrupt:
         report.fail("interrupted")

@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from reptile_jax.tasks import check_integers
+
 Pair: TypeAlias = tuple[int, ...]  # (height, width)
 
 # Images [batch, height, width, features], kernels [height, width, in, out]: Flax's layout, and the
@@ -86,20 +88,29 @@ def conv_general_dilated(
       ValueError: for shapes that do not fit together.
       TypeError: for dtypes that are not floating point, or that differ.
     """
-    _check(lhs, rhs, lhs_dilation, dimension_numbers, batch_group_count, out_sharding)
+    preferred = preferred_element_type
+    _check(lhs, rhs, lhs_dilation, dimension_numbers, batch_group_count, out_sharding, preferred)
+    check_integers(feature_group_count=feature_group_count)
     groups, features = feature_group_count, lhs.shape[3]
+    if 0 in rhs.shape or features == 0:
+        raise ValueError(f"images and kernels have features, got {lhs.shape} and {rhs.shape}")
     if rhs.shape[2] * groups != features or rhs.shape[3] % groups:
         raise ValueError(
             f"images with {features} features do not fit a kernel of shape {rhs.shape} in {groups} "
             "groups: features must be groups times the kernel's third axis, and groups must divide "
             "the fourth"
         )
-    strides, dilation = tuple(window_strides), tuple(rhs_dilation or (1, 1))
+    strides = _pair("window_strides", window_strides)
+    dilation = (1, 1) if rhs_dilation is None else _pair("rhs_dilation", rhs_dilation)
+    check_padding(padding)
     kernel = rhs.shape[:2]
     if isinstance(padding, str):
         dilated = [(taps - 1) * step + 1 for taps, step in zip(kernel, dilation, strict=True)]
         padding = lax.padtype_to_pads(lhs.shape[1:3], dilated, strides, padding)
     padding = tuple((int(low), int(high)) for low, high in padding)
+    for extent, (low, high) in zip(lhs.shape[1:3], padding, strict=True):
+        if min(low, 0) + min(high, 0) + extent < 0:
+            raise ValueError(f"padding {padding} cuts more than there is of {lhs.shape}")
     geometry = _Geometry(lhs.shape[1:3], kernel, strides, dilation, padding, precision)
     dtype = jnp.dtype(preferred_element_type or lhs.dtype)
     if groups == 1:
@@ -110,30 +121,63 @@ def conv_general_dilated(
     return out.reshape(*out.shape[:3], rhs.shape[3])
 
 
-def _check(lhs, rhs, lhs_dilation, dimension_numbers, batch_group_count, out_sharding) -> None:
+def _check(
+    lhs, rhs, lhs_dilation, dimension_numbers, batch_group_count, out_sharding, preferred
+) -> None:
     if lhs.ndim != 4 or rhs.ndim != 4:
         raise NotImplementedError(
             "only two-dimensional convolutions: images [batch, height, width, features] and a "
             f"kernel [height, width, features, out features]; got shapes {lhs.shape}, {rhs.shape}. "
             "Use lax.conv_general_dilated"
         )
-    spec = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    try:
+        spec = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    except (TypeError, ValueError):  # nothing that lax knows either
+        spec = None
     if spec != lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT):
         raise NotImplementedError(
             f"only dimension_numbers={LAYOUT}, got {dimension_numbers} (None is lax's NCHW). "
             "Transpose, or use lax.conv_general_dilated"
         )
-    if any(step != 1 for step in lhs_dilation or ()):
+    if lhs_dilation is not None and tuple(_pair("lhs_dilation", lhs_dilation)) != (1, 1):
         raise NotImplementedError(
             f"lhs_dilation (a transposed convolution) must be 1, got {lhs_dilation}. "
             "Use lax.conv_general_dilated"
         )
-    if batch_group_count != 1:
+    if not isinstance(batch_group_count, int) or batch_group_count != 1:
         raise NotImplementedError(f"batch_group_count must be 1, got {batch_group_count}")
     if out_sharding is not None:
         raise NotImplementedError(f"out_sharding must be None, got {out_sharding}")
+    try:
+        is_floating = preferred is None or jnp.issubdtype(jnp.dtype(preferred), jnp.floating)
+    except (TypeError, ValueError):
+        is_floating = False
+    if not is_floating:
+        raise TypeError(f"preferred_element_type is a floating dtype, got {preferred!r:.80}")
     if lhs.dtype != rhs.dtype or not jnp.issubdtype(lhs.dtype, jnp.floating):
         raise TypeError(f"need one floating dtype, got {lhs.dtype} images and {rhs.dtype} kernel")
+
+
+def _pair(name: str, value: Any) -> Pair:
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise ValueError(f"{name} is two integers, got {value!r:.80}")
+    check_integers(**{f"{name}[{axis}]": size for axis, size in enumerate(value)})
+    return tuple(value)
+
+
+def check_padding(padding: Any) -> None:
+    """Raises a ValueError for what is neither the name of a padding nor two pairs of integers."""
+    names = ("SAME", "SAME_LOWER", "VALID")
+    if isinstance(padding, str) and padding.upper() in names:
+        return
+    are_pairs = isinstance(padding, Sequence) and len(padding) == 2
+    if not are_pairs or not all(
+        isinstance(pair, Sequence)
+        and len(pair) == 2
+        and all(isinstance(extent, int | np.integer) for extent in pair)
+        for pair in padding
+    ):
+        raise ValueError(f"padding is one of {names} or two pairs of integers, got {padding!r:.80}")
 
 
 # A convolution is linear in the image and in the kernel. Contracted with a cotangent of its output

@@ -6,6 +6,7 @@ that the paper trains on (Nichol, Achiam & Schulman 2018, https://arxiv.org/abs/
 released code).
 """
 
+import numbers
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping
@@ -16,12 +17,14 @@ from typing import IO, Any, Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 
 from reptile_jax.fewshot import ImageClasses
+from reptile_jax.tasks import check_integers
 
 Color: TypeAlias = Literal["rgb", "grey"]
 Resample: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 ClassItems: TypeAlias = Mapping[str, Any]  # class name → a sequence of images: paths or indices
 
 _MODES = {"rgb": "RGB", "grey": "L"}
+_LARGEST = 4096  # pixels; a mistyped size is not to ask for all of the memory
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 
 
@@ -73,6 +76,7 @@ def load_image_folder(
     """
     folder = Path(folder)
     check_options(size, color, resample)
+    check_integers(min_images=min_images)
     classes = class_folders(folder)
     if few := misfits(classes, lambda number: number >= min_images):
         raise ValueError(
@@ -110,13 +114,17 @@ def split_classes(
       ValueError: for shares out of range, or if no class is left for training.
     """
     names = sorted(set(names))
+    check_integers(0, seed=seed)
+    for share in (test_fraction, validation_fraction):
+        if not isinstance(share, numbers.Real):
+            raise TypeError(f"test_fraction and validation_fraction are numbers, got {share!r}.")
     if not 0 < test_fraction < 1 or not 0 <= validation_fraction < 1 - test_fraction:
         raise ValueError(
             "test_fraction must be above 0, validation_fraction at least 0 and both together below "
             f"1, got {test_fraction} and {validation_fraction}."
         )
     num_test = max(1, round(test_fraction * len(names)))
-    num_validation = max(validation_fraction > 0, round(validation_fraction * len(names)))
+    num_validation = max(int(validation_fraction > 0), round(validation_fraction * len(names)))
     num_train = len(names) - num_validation - num_test
     if num_train < 1:
         raise ValueError(
@@ -189,6 +197,7 @@ def read_images(
 
     Images are turned upright by their EXIF orientation, transparency is laid on white, 16-bit
     greys keep their upper 8 bits, and the whole image is scaled to the square, whatever its shape.
+    Of an animation the first picture is read.
 
     Args:
       paths: at least one image file, in any format that Pillow reads.
@@ -232,7 +241,9 @@ def decode(
         with Image.open(file) as image:
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+                image = Image.fromarray(_upper_8_bits(np.asarray(image)))
+            if image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers of no stated range")
             if image.mode.endswith(("A", "a")) or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -240,14 +251,23 @@ def decode(
             image = image.resize((size, size), Image.Resampling[resample.upper()])
             return np.asarray(image).reshape(size, size, -1)
     except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, ...
-        raise ValueError(f"cannot read the image {name}: {error}") from error
+        unknown = type(error).__name__ == "UnidentifiedImageError"  # its text names an object
+        why = "it is no image that Pillow knows" if unknown else error
+        raise ValueError(f"cannot read the image {name}: {why}") from error
+
+
+def _upper_8_bits(grey: np.ndarray) -> np.ndarray:
+    if grey.min() < 0 or grey.max() >= 2**16:
+        raise ValueError("its greys need more than 16 bits")
+    return (grey >> 8).astype(np.uint8)
 
 
 def check_options(size: int, color: str = "grey", resample: str = "nearest") -> None:
     """Raises a ValueError for options that `decode` has no meaning for."""
-    if size < 1:
-        raise ValueError(f"size is the side of the images in pixels, at least 1, got {size}.")
-    if color not in _MODES:
+    check_integers(size=size)
+    if size > _LARGEST:
+        raise ValueError(f"size is the side of the images in pixels, got {size} > {_LARGEST}.")
+    if color not in get_args(Color):
         raise ValueError(f"color must be one of {list(_MODES)}, got {color!r}.")
     if resample not in get_args(Resample):
         raise ValueError(f"resample must be one of {list(get_args(Resample))}, got {resample!r}.")

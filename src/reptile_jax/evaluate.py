@@ -10,8 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from reptile_jax.reptile import LossFn, Params, inner_loop
-from reptile_jax.tasks import Key, Task, TaskDistribution, check_leading_axis
+from reptile_jax.reptile import LossFn, Params, check_inner, check_params, inner_loop
+from reptile_jax.tasks import (
+    Key,
+    Task,
+    TaskDistribution,
+    check_distribution,
+    check_integers,
+    check_key,
+    check_leading_axis,
+)
 
 ScoreFn: TypeAlias = Callable[[Params, Task], Any]  # (params, task) -> a pytree of arrays
 
@@ -61,9 +69,12 @@ def evaluate(
       report: called with the tasks done and `num_tasks`.
 
     Raises:
+      TypeError: for sizes that are not integers, what is not a key, or has no `sample`.
       ValueError: for fewer than two tasks, which have no interval, for other sizes below 1, or a
         `score_every` that does not divide the inner steps.
     """
+    check_key(key)
+    check_integers(0, num_tasks=num_tasks)
     if num_tasks < 2:
         raise ValueError(f"an interval needs at least two tasks, got num_tasks={num_tasks}.")
     sizes = {
@@ -71,9 +82,16 @@ def evaluate(
         "tasks_at_once": tasks_at_once,
         "tasks_per_dispatch": tasks_per_dispatch,
     }
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise ValueError(f"{name} is at least 1, or None, got {size}.")
+    check_integers(**{name: size for name, size in sizes.items() if size is not None})
+    check_distribution(distribution)
+    check_inner(loss_fn, optimizer)
+    for name, function in {"score_fn": score_fn, "report": report or print}.items():
+        if not callable(function):
+            raise TypeError(f"{name} is a function, got {function!r:.80}.")
+    check_params(params)
+    fresh = jax.tree.structure(jax.eval_shape(optimizer.init, params))
+    if opt_state is not None and jax.tree.structure(opt_state) != fresh:
+        raise ValueError("`opt_state` is not a state of `optimizer` for these `params`.")
     if tasks_at_once is None:
         tasks_at_once = 1 if jax.default_backend() == "cpu" else 256
     tasks_per_dispatch = tasks_per_dispatch or num_tasks

@@ -10,7 +10,7 @@ import numpy as np
 
 from reptile_jax.models import Apply
 from reptile_jax.reptile import Params
-from reptile_jax.tasks import Batch, Key, Task, minibatch_order
+from reptile_jax.tasks import Batch, Key, Task, check_integers, minibatch_order
 
 
 class ImageClasses(NamedTuple):
@@ -101,14 +101,14 @@ def few_shot(
       replace: draw each mini-batch afresh.
 
     Raises:
-      ValueError: for sizes below 1, or more classes or images than there are.
+      TypeError: for sizes that are not integers, or images that are not uint8.
+      ValueError: for sizes below 1, more classes or images than there are, or classes that lie
+        outside the array of images.
     """
+    check_integers(ways=ways, shots=shots, steps=steps, batch_size=batch_size)
+    check_integers(0, query_shots=query_shots)
+    _check_classes(classes)
     num_classes, fewest = len(classes.counts), int(np.min(classes.counts, initial=2**31 - 1))
-    if ways < 1 or shots < 1 or query_shots < 0 or steps < 1 or batch_size < 1:
-        raise ValueError(
-            "ways, shots, steps and batch_size are at least 1 and query_shots at least 0, got "
-            f"{ways}, {shots}, {steps}, {batch_size} and {query_shots}."
-        )
     if ways > num_classes:
         raise ValueError(f"ways={ways}, but there are only {num_classes} classes.")
     if shots + query_shots > fewest:
@@ -123,6 +123,26 @@ def few_shot(
         )
     classes = jax.tree.map(jnp.asarray, classes)
     return FewShot(classes, ways, shots, query_shots, steps, batch_size, replace)
+
+
+def _check_classes(classes: ImageClasses) -> None:
+    if not isinstance(classes, ImageClasses):
+        raise TypeError(f"classes are ImageClasses, got {type(classes).__name__}.")
+    if not all(hasattr(array, "dtype") for array in classes):
+        raise TypeError("images, starts and counts of ImageClasses are arrays.")
+    images, starts, counts = (array.shape for array in classes)
+    if not all(np.issubdtype(array.dtype, np.integer) for array in classes[1:]):
+        raise TypeError("starts and counts of ImageClasses are integers.")
+    if np.dtype(classes.images.dtype) != np.uint8:
+        raise TypeError(f"images are uint8, 0 to 255, got {classes.images.dtype}.")
+    if len(images) < 1 or len(starts) != 1 or starts != counts:
+        raise ValueError(
+            "ImageClasses are images [images, ...], starts [classes] and counts [classes], got "
+            f"shapes {images}, {starts} and {counts}."
+        )
+    ends = np.asarray(classes.starts, np.int64) + np.asarray(classes.counts)
+    if np.min(classes.starts, initial=0) < 0 or np.max(ends, initial=0) > images[0]:
+        raise ValueError(f"the classes' starts and counts reach outside the {images[0]} images.")
 
 
 def draw_distinct(key: Key, size: int | jax.Array, number: int) -> jax.Array:

@@ -238,7 +238,7 @@ def _classes(splits: datasets.ImageSplits) -> dict[str, list[str]]:
 
 def _same_classes(run: Path, splits: datasets.ImageSplits) -> datasets.ImageSplits:
     """The splits, if they are those that the run was made with: none is held out and trained on."""
-    if json.loads((run / "classes.json").read_text()) != _classes(splits):
+    if runs.read_json(run / "classes.json") != _classes(splits):
         raise ValueError(
             f"the data set does not split into the classes that {run} was trained and held out "
             "with (its classes.json): give the data as it was, or start a new run."

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from reptile_jax.padding import unless_empty
-from reptile_jax.reptile import LossFn, MetaGradient, inner_loop
+from reptile_jax.reptile import LossFn, MetaGradient, check_inner, inner_loop
 from reptile_jax.task_axis import TaskGradient
 from reptile_jax.tasks import check_leading_axis
 
@@ -34,7 +34,11 @@ def weighted(
     Raises:
       ValueError: if there is not one finite weight for each inner step.
     """
-    per_step = np.asarray(weights, np.float64)
+    check_inner(loss_fn, inner_optimizer)
+    try:
+        per_step = np.asarray(weights, np.float64)
+    except (TypeError, ValueError):
+        per_step = np.empty(())
     if per_step.ndim != 1 or not np.isfinite(per_step).all():
         raise ValueError(f"weights are a sequence of finite numbers, got {weights}.")
 
@@ -73,6 +77,7 @@ def foml(loss_fn: LossFn, inner_optimizer: optax.GradientTransformation) -> Meta
     Raises:
       ValueError: for a single mini-batch and no query set: there is nothing before the last update.
     """
+    check_inner(loss_fn, inner_optimizer)
 
     def estimate(params, opt_state, task):
         head, tail = task.support, task.query

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from reptile_jax.convolution import Pair, pad
+from reptile_jax.convolution import Pair, check_padding, pad
+from reptile_jax.tasks import check_integers
 
 
 def max_pool(
@@ -24,14 +25,22 @@ def max_pool(
 
     Raises:
       NotImplementedError: for windows that overlap or leave gaps, and for other shapes.
+      TypeError: for images that are not floating-point, or windows that are not of integers.
+      ValueError: for windows below 1, or padding that is neither a name nor two pairs.
     """
-    if inputs.ndim != 4 or strides is None or tuple(strides) != tuple(window_shape):
+    sizes = window_shape if isinstance(window_shape, tuple | list) else ()
+    check_integers(**{f"window_shape[{axis}]": size for axis, size in enumerate(sizes)})
+    tiles = len(sizes) == 2 and isinstance(strides, tuple | list) and [*strides] == [*sizes]
+    if np.ndim(inputs) != 4 or not tiles:
         raise NotImplementedError(
             "max_pool needs [batch, height, width, features] and strides equal to window_shape; "
-            f"got shape {inputs.shape}, window_shape={window_shape}, strides={strides}. "
+            f"got shape {np.shape(inputs)}, window_shape={window_shape}, strides={strides}. "
             "Use flax.linen.max_pool"
         )
     batch, height, width, features = inputs.shape
+    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+        raise TypeError(f"max_pool takes floating-point images, got {inputs.dtype}.")
+    check_padding(padding)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads((height, width), window_shape, strides, padding)
     axes = list(zip((height, width), window_shape, padding, strict=True))
@@ -55,6 +64,18 @@ def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float =
     x `[..., features]`, scale and bias `[features]`. Statistics are in float32 at least, with the
     variance of centred values (a mean of squares minus a squared mean cancels in low precision).
     """
+    if not all(hasattr(array, "dtype") for array in (x, scale, bias)):
+        raise TypeError("batch_norm takes arrays.")
+    if not isinstance(epsilon, int | float) or not epsilon >= 0:
+        raise ValueError(f"epsilon is a number of at least 0, got {epsilon!r:.80}.")
+    features = np.shape(x)[-1:]
+    if 0 in (features or (0,)) or np.shape(scale) != features or np.shape(bias) != features:
+        raise ValueError(
+            "batch_norm takes x [..., features], scale and bias [features], got shapes "
+            f"{np.shape(x)}, {np.shape(scale)} and {np.shape(bias)}."
+        )
+    if not all(jnp.issubdtype(jnp.result_type(array), jnp.floating) for array in (x, scale, bias)):
+        raise TypeError("batch_norm takes floating-point arrays.")
     return _batch_norm(float(epsilon), x, scale, bias)
 
 

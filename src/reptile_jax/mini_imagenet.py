@@ -1,10 +1,9 @@
 """mini-ImageNet: 100 classes of 600 photographs, from any of the forms in which people have it."""
 
 import csv
-import pickle
 import re
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from reptile_jax.datasets import (
     misfits,
     read_images,
 )
+from reptile_jax.pickled import load_arrays
+from reptile_jax.tasks import check_integers
 
 # The class split of Ravi & Larochelle (2017), as in the metadata of the paper's released code.
 _CLASSES = {
@@ -78,6 +79,9 @@ def load_mini_imagenet(
     """
     folder = Path(folder)
     check_options(size, resample=resample)
+    check_integers(images_per_class=images_per_class)
+    if not isinstance(num_classes, tuple | list) or len(num_classes) != 3:
+        raise TypeError(f"num_classes is (training, validation, test), got {num_classes!r}.")
     parts = _mini_imagenet_parts(folder, size, resample)
     for (split, (classes, _)), expected in zip(parts.items(), num_classes, strict=True):
         if len(classes) != expected:
@@ -139,25 +143,27 @@ def _mini_imagenet_parts(
 def _csv_classes(folder: Path, split: str) -> dict[str, list[Path]]:
     """Label → image files in the order of the CSV file, labels sorted."""
     classes = defaultdict(list)
-    with open(folder / f"{split}.csv", newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {"filename", "label"} <= set(rows.fieldnames or ()):
-            raise ValueError(
-                f"{folder / split}.csv must have the columns filename and label, "
-                f"it has {rows.fieldnames}."
-            )
-        for row in rows:
-            classes[row["label"]].append(folder / "images" / row["filename"])
+    path = folder / f"{split}.csv"
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or (), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"cannot read {path}: {error}.") from error
+    if not {"filename", "label"} <= set(columns):
+        raise ValueError(
+            f"{path} must have the columns filename and label, it has {list(columns)}."
+        )
+    for number, row in enumerate(rows, 1):
+        if not row["filename"] or not row["label"]:
+            raise ValueError(f"{path} is damaged: its row {number} lacks a filename or a label.")
+        classes[row["label"]].append(folder / "images" / row["filename"])
     return dict(sorted(classes.items()))
 
 
 def _pickled_part(path: Path, size: int) -> tuple[dict[str, np.ndarray], Callable]:
     """Class name → indices into the pickled images, and what takes them from there."""
-    with open(path, "rb") as file:
-        try:
-            content = _DataUnpickler(file, encoding="latin1").load()
-        except Exception as error:  # a damaged pickle raises almost anything
-            raise ValueError(f"cannot read {path}: {error}") from error
+    content = load_arrays(path)
     if not isinstance(content, dict):
         content = {}
     images = content.get("image_data", content.get("data"))
@@ -171,46 +177,45 @@ def _pickled_part(path: Path, size: int) -> tuple[dict[str, np.ndarray], Callabl
             f"the images in {path} must be uint8 [images, {size}, {size}, 3], they are "
             f"{images.dtype} {list(images.shape)}."
         )
+    classes = _pickled_classes(path, content, len(images))
+    return dict(sorted(classes.items())), lambda indices: images[np.asarray(indices)]
+
+
+def _pickled_classes(path: Path, content: dict, num_images: int) -> dict[str, np.ndarray]:
+    """Class name → indices of its images, each one of the images that there are."""
+    damaged = lambda what: ValueError(f"{path} is damaged: {what}.")
     if "class_dict" in content:
-        classes = {str(name): np.asarray(which) for name, which in content["class_dict"].items()}
+        if not isinstance(content["class_dict"], dict):
+            raise damaged("its class_dict is not a dict")
+        classes = {}
+        for name, which in content["class_dict"].items():
+            if (numbers := _integers(which)) is None:
+                raise damaged(f"its class_dict gives class {name} no list of image numbers")
+            classes[str(name)] = numbers
     else:
-        labels = np.asarray(content["labels"])
-        names = {label: name for name, label in content.get("catname2label", {}).items()}
+        labels, names = _integers(content["labels"]), content.get("catname2label", {})
+        if labels is None or not isinstance(names, dict):
+            raise damaged("its labels are not integers, or its catname2label is not a dict")
+        names = {
+            label: name for name, label in names.items() if isinstance(label, int | np.integer)
+        }
         classes = {
             str(names.get(label, label)): np.flatnonzero(labels == label)
             for label in np.unique(labels).tolist()
         }
-    if any(which.max(initial=-1) >= len(images) for which in classes.values()):
-        raise ValueError(f"{path} is damaged: its classes name more images than the {len(images)}.")
-    return dict(sorted(classes.items())), lambda indices: images[np.asarray(indices)]
+    for which in classes.values():
+        if which.size and not 0 <= which.min() <= which.max() < num_images:
+            raise damaged(f"its classes name other images than the {num_images} that it holds")
+    return classes
 
 
-class _DataUnpickler(pickle.Unpickler):
-    """Unpickles NumPy arrays and plain containers; refuses everything else before it can run."""
-
-    _ADMITTED: Mapping[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0],
-        ("multiarray", "scalar"): np.int64(0).__reduce__()[0],
-        ("numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0],
-        # How Python 3 writes bytes for Python 2; nothing but that encoding is offered.
-        ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
-        ("collections", "OrderedDict"): OrderedDict,
-        ("collections", "defaultdict"): defaultdict,
-        ("builtins", "list"): list,
-        ("builtins", "dict"): dict,
-        ("builtins", "set"): set,
-        ("builtins", "frozenset"): frozenset,
-        ("builtins", "bytearray"): bytearray,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        # NumPy 1 wrote `numpy.core`, NumPy 2 writes `numpy._core`; Python 2 wrote `__builtin__`.
-        place = re.sub(r"^numpy\._?core\.", "", module).replace("__builtin__", "builtins")
-        if (place, name) not in self._ADMITTED:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which is not image data; such a file can execute "
-                "any code, so it is refused"
-            )
-        return self._ADMITTED[place, name]
+def _integers(values: Any) -> np.ndarray | None:
+    """A list or array of integers as an array `[values]`; None if it is anything else."""
+    if not isinstance(values, np.ndarray):
+        is_list = isinstance(values, list | tuple | range)
+        if not is_list or not all(isinstance(value, int | np.integer) for value in values):
+            return None
+        if not all(abs(value) < 2**63 for value in values):
+            return None
+        return np.array(values, np.int64)
+    return values if values.ndim == 1 and values.dtype.kind in "iu" else None

@@ -10,15 +10,18 @@ import tempfile
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from reptile_jax.datasets import ImageSplits, check_options, decode, equal_classes, misfits
+from reptile_jax.tasks import check_integers
 
 _CLASSES = {"images_background": 964, "images_evaluation": 659}
 _DRAWINGS = 20
+_LARGEST_FILE = 2**20  # bytes; the official drawings have some 200
 
 
 def load_omniglot(
@@ -62,6 +65,7 @@ def load_omniglot(
     """
     folder = Path(folder)
     check_options(size)
+    check_integers(0, num_train=num_train)
     if split not in ("paper", "background"):
         raise ValueError(f'split must be "paper" or "background", got {split!r}.')
     (train_names, train), (test_names, test) = (
@@ -137,9 +141,9 @@ def _decode_omniglot(source: Path, size: int) -> tuple[list[str], np.ndarray]:
         else:
             try:
                 archive = stack.enter_context(zipfile.ZipFile(source))
-            except (zipfile.BadZipFile, OSError) as error:
+            except Exception as error:  # BadZipFile, NotImplementedError, OSError, ...
                 raise ValueError(f"{source} is damaged, fetch it again: {error}") from error
-            members, read = archive.namelist(), archive.read
+            members, read = archive.namelist(), partial(_member, archive)
         classes = _omniglot_classes(source, members)
         bits = []
         for member in itertools.chain(*classes.values()):
@@ -153,6 +157,13 @@ def _decode_omniglot(source: Path, size: int) -> tuple[list[str], np.ndarray]:
             # One thread: for files this small Pillow's work is Python's, and threads slow it down.
             bits.append(decode(io.BytesIO(data), name, size, "grey", "nearest") > 127)
     return list(classes), np.packbits(np.stack(bits))
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A member's contents; a small archive is not to unfold into all of the memory."""
+    if archive.getinfo(name).file_size > _LARGEST_FILE:
+        raise ValueError(f"it is larger than {_LARGEST_FILE} bytes")
+    return archive.read(name)
 
 
 def _omniglot_classes(source: Path, members: Iterable[str]) -> dict[str, list[str]]:

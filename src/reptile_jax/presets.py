@@ -6,9 +6,12 @@ Adam does not feel the difference; a plain-SGD rate of the paper is multiplied b
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 from reptile_jax.reptile import InnerState
+from reptile_jax.tasks import check_integers
+
+_LARGEST_RATE = 1e9  # far beyond any that learns, and far from what float32 can hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +68,25 @@ class FewShotImages:
 
 def check(config: Sinusoid | FewShotImages) -> None:
     """Raises a ValueError for a value that could only fail later."""
-    for name, value in dataclasses.asdict(config).items():
-        least = 2 if name == "eval_tasks" else 0 if name in ("seed", "split_seed") else 1
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} is a finite number, got {value}.")
-        if isinstance(value, int) and not isinstance(value, bool) and value < least:
-            raise ValueError(f"{name} is at least {least}, got {value}.")
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        if field.type is float:
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} is a finite number, got {value!r}.")
+            if not 0 <= value <= _LARGEST_RATE:
+                raise ValueError(f"{name} is between 0 and {_LARGEST_RATE:g}, got {value}.")
+        elif field.type is int:
+            least = 2 if name == "eval_tasks" else 0 if name in ("seed", "split_seed") else 1
+            try:
+                check_integers(least, **{name: value})
+            except TypeError as error:
+                raise ValueError(error) from None
+        else:
+            choices = (False, True) if field.type is bool else get_args(field.type)
+            if type(value) is not type(choices[0]) or value not in choices:
+                raise ValueError(
+                    f"{name} is one of {', '.join(map(repr, choices))}, got {value!r}."
+                )
 
 
 def _rows() -> dict[str, FewShotImages]:

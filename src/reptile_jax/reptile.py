@@ -32,7 +32,7 @@ import optax
 
 from reptile_jax.padding import unless_empty
 from reptile_jax.task_axis import Params, TaskGradient, mean_over_tasks, where
-from reptile_jax.tasks import Batches, Draws, Task, check_leading_axis
+from reptile_jax.tasks import Batches, Draws, Task, check_integers, check_leading_axis
 
 LossFn: TypeAlias = Callable[[Params, Any], jax.Array]  # (params, batch) -> scalar
 
@@ -104,7 +104,8 @@ def inner_loop(
       ValueError: for no steps, for leading axes that disagree, or a loss that is not a scalar.
       TypeError: for parameters that are not floating-point.
     """
-    _check_params(params)
+    check_inner(loss_fn, optimizer)
+    check_params(params)
     check_leading_axis(batches, "steps", "`batches`")
 
     def step(carry, batch):
@@ -120,6 +121,7 @@ def inner_loop(
 
 def reptile(loss_fn: LossFn, inner_optimizer: optax.GradientTransformation) -> MetaGradient:
     """θ − φ, the way back from where the inner loop went. Uses no query set."""
+    check_inner(loss_fn, inner_optimizer)
 
     def estimate(params, opt_state, task):
         adapted = inner_loop(loss_fn, inner_optimizer, params, task.support, opt_state)
@@ -131,6 +133,7 @@ def reptile(loss_fn: LossFn, inner_optimizer: optax.GradientTransformation) -> M
 
 def fomaml(loss_fn: LossFn, inner_optimizer: optax.GradientTransformation) -> MetaGradient:
     """First-order MAML: the query loss's gradient at φ, taken as if it were at θ (section 4)."""
+    check_inner(loss_fn, inner_optimizer)
 
     def estimate(params, opt_state, task):
         _check_query(task, "fomaml")
@@ -143,6 +146,7 @@ def fomaml(loss_fn: LossFn, inner_optimizer: optax.GradientTransformation) -> Me
 
 def maml(loss_fn: LossFn, inner_optimizer: optax.GradientTransformation) -> MetaGradient:
     """MAML (Finn, Abbeel & Levine 2017): the query loss differentiated through the inner loop."""
+    check_inner(loss_fn, inner_optimizer)
 
     def estimate(params, opt_state, task):
         _check_query(task, "maml")
@@ -185,10 +189,14 @@ def meta_learner(
     Returns:
       `MetaLearner(init, step)`. `init` copies the parameters; `step` is jitted `meta_step`.
     """
-    if inner_state not in get_args(InnerState):
+    if not isinstance(inner_state, str) or inner_state not in get_args(InnerState):
         raise ValueError(f"inner_state is one of {get_args(InnerState)}, got {inner_state!r}.")
-    if tasks_at_once is not None and tasks_at_once < 1:
-        raise ValueError(f"tasks_at_once needs to be at least 1, got {tasks_at_once}.")
+    if not isinstance(meta_gradient, MetaGradient):
+        given = getattr(meta_gradient, "__name__", type(meta_gradient).__name__)
+        raise TypeError(f"a meta-gradient is made by reptile(...) and the like, got {given}.")
+    _check_optimizer(meta_optimizer)
+    if tasks_at_once is not None:
+        check_integers(tasks_at_once=tasks_at_once)
     if inner_state == "carried" and tasks_at_once not in (None, 1):
         raise ValueError(
             'inner_state="carried" runs one task after another, so tasks_at_once cannot be '
@@ -196,7 +204,7 @@ def meta_learner(
         )
 
     def init(params: Params) -> MetaState:
-        _check_params(params)
+        check_params(params)
         params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), params)
         inner = None if inner_state == "fresh" else meta_gradient.init(params)
         state = MetaState(params, meta_optimizer.init(params), inner, jnp.zeros((), jnp.int32))
@@ -235,6 +243,8 @@ def meta_step(
       TypeError: for `tasks` that are neither.
       ValueError: for no tasks, no steps, or leading axes that disagree.
     """
+    if not isinstance(state, MetaState):
+        raise TypeError(f"the state is what init(params) gives, got {type(state).__name__}.")
     if not isinstance(tasks, Task | Draws):
         raise TypeError(f"tasks are a Task(support, query) or Draws, got {type(tasks).__name__}.")
     mean = mean_over_tasks(
@@ -252,17 +262,34 @@ def meta_step(
     return state, MetaInfo(mean.losses, mean.finite, optax.tree.norm(mean.gradient))
 
 
-def _check_params(params: Params) -> None:
+def check_params(params: Params) -> None:
+    """Raises for what is not a pytree of floating-point arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise ValueError("`params` holds no arrays: there is nothing to learn.")
     for path, leaf in leaves:
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.inexact):
+        number = isinstance(leaf, int | float | complex)
+        dtype = jnp.result_type(leaf) if number else getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"parameters are floating-point, but params{jax.tree_util.keystr(path)} is "
-                f"{dtype}: cast it, or keep it out of `params`, in the loss or in the batch."
+                f"{dtype or type(leaf).__name__}: cast it, or keep it out of `params`, in the loss "
+                "or in the batch."
             )
+
+
+def check_inner(loss_fn: Any, optimizer: Any) -> None:
+    """Raises a TypeError for what is no loss function or no optimiser."""
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn is a function (params, batch) -> scalar, got {loss_fn!r:.80}.")
+    _check_optimizer(optimizer)
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"an optimiser is one of Optax's, like optax.sgd(0.1), got {type(optimizer).__name__}."
+        )
 
 
 def _check_query(task: Task, name: str) -> None:
@@ -276,6 +303,8 @@ def _scalar(loss_fn: LossFn) -> LossFn:
     def scalar_loss(params, batch):
         loss = loss_fn(params, batch)
         shapes = jax.tree.map(jnp.shape, loss)
+        if shapes == () and not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+            raise TypeError(f"loss_fn returns a floating-point number, got {loss}.")
         if shapes != ():
             raise ValueError(
                 f"loss_fn returns a scalar and nothing else, but gave {shapes}: take the mean over "

@@ -50,10 +50,12 @@ def load_config(folder: Path) -> Config:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not the folder of a run: it has no config.json.")
-    fields = json.loads(path.read_text())
+    fields = read_json(path)
     try:
-        return _KINDS[fields.pop("kind")](**fields)
-    except (KeyError, TypeError) as error:
+        config = _KINDS[fields.pop("kind")](**fields)
+        presets.check(config)
+        return config
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit this version of reptile_jax: {error}.") from error
 
 
@@ -135,6 +137,19 @@ def finish(folder: Path, name: str, seconds: float, results: dict[str, Any]) -> 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file for people to read."""
     path.write_text(to_json(value) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      OSError: if it cannot be opened.
+      ValueError: if it is damaged, with its name.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
 
 
 def to_json(value: Any) -> str:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from reptile_jax.tasks import Batch, Key, Task, minibatches
+from reptile_jax.tasks import Batch, Key, Task, check_integers, minibatches
 
 
 @jax.tree_util.register_dataclass
@@ -56,12 +58,27 @@ def sinusoids(
     given, and the query set is the grid.
 
     Raises:
-      ValueError: for more shots than points, or sizes below 1.
+      TypeError: for sizes that are not integers.
+      ValueError: for more shots than points, sizes below 1, or ranges that are not of two finite
+        numbers in order.
     """
-    if not 1 <= shots <= points:
+    check_integers(points=points, shots=shots, steps=steps, batch_size=batch_size)
+    amplitude, phase, inputs = (
+        _range(name, ends)
+        for name, ends in {"amplitude": amplitude, "phase": phase, "inputs": inputs}.items()
+    )
+    if shots > points:
         raise ValueError(
             f"shots are drawn from the grid: 1 <= shots <= points, got {shots} of {points}."
         )
-    if steps < 1 or batch_size < 1:
-        raise ValueError(f"steps and batch_size are at least 1, got {steps} and {batch_size}.")
     return Sinusoids(amplitude, phase, inputs, points, shots, steps, batch_size)
+
+
+def _range(name: str, ends: Sequence[float]) -> tuple[float, float]:
+    are_two = isinstance(ends, Sequence) and len(ends) == 2
+    if not are_two or not all(isinstance(x, int | float | np.integer | np.floating) for x in ends):
+        raise ValueError(f"{name} is two numbers, (lowest, highest), got {ends!r:.80}.")
+    low, high = float(ends[0]), float(ends[1])
+    if not -1e9 <= low <= high <= 1e9:
+        raise ValueError(f"{name} is (lowest, highest), both below 1e9, got {ends!r:.80}.")
+    return low, high

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reptile_jax.tasks import Draws, Task, check_meta_batch
+from reptile_jax.tasks import Draws, Task, check_distribution, check_meta_batch
 
 Params: TypeAlias = Any  # a pytree of floating-point arrays
 
@@ -67,6 +67,8 @@ def mean_over_tasks(
     draws = isinstance(tasks, Draws)
     each = tasks.keys if draws else tasks
     num_tasks = check_meta_batch(each)
+    if draws:
+        check_distribution(tasks.distribution)
     if carry and at_once not in (None, 1):
         raise ValueError(f"a state is carried from task to task: at_once is 1, not {at_once}.")
     zero = jnp.zeros((), jnp.result_type(float))  # float64 where that is enabled
@@ -77,13 +79,15 @@ def mean_over_tasks(
     def run_one(opt_state, task, exists):
         if draws:
             task = tasks.distribution.sample(task)
+            if not isinstance(task, Task):
+                raise TypeError(f"sample(key) returns a Task, not a {type(task).__name__}.")
         result = estimate(params, opt_state, task)
         finite = _all_finite(result)
         weight = jnp.asarray(1.0 if task.weight is None else task.weight, zero.dtype)
         counts = exists & finite & jnp.isfinite(weight) & (weight > 0)
         weight = jnp.where(counts, weight, 0)
         ended = None if opt_state is None else result.opt_state
-        moved = _weighted(weight, _with_counts_from(opt_state, ended))
+        moved = _weighted(weight, _with_counts_from(None if carry else opt_state, ended))
         part = _Part(_weighted(weight, result.gradient), moved, weight)
         return part, where(weight > 0, ended, opt_state), (result.losses, finite)
 
@@ -96,7 +100,7 @@ def mean_over_tasks(
         part, ended, report = (run_one if at_once == 1 else run_chunk)(opt_state, *chunk)
         return (jax.tree.map(jnp.add, sums, part), ended if carry else opt_state), report
 
-    unmoved = _with_counts_from(opt_state, opt_state)
+    unmoved = _with_counts_from(None if carry else opt_state, opt_state)
     zeros = _Part(_weighted(zero, params), _weighted(zero, unmoved), zero)
     (sums, ended), (losses, finite) = jax.lax.scan(
         add, (zeros, opt_state), _in_chunks(each, num_tasks, at_once)
@@ -147,10 +151,17 @@ def where(condition, tree, other):
 
 
 def _with_counts_from(start, ended):
-    count = lambda leaf, first: (leaf - first).astype(jnp.float32)
-    return jax.tree.map(
-        lambda first, leaf: leaf if _is_inexact(leaf) else count(leaf, first), start, ended
-    )
+    def count(first, leaf):
+        if _is_inexact(leaf):
+            return leaf
+        if not jnp.issubdtype(leaf.dtype, jnp.integer):
+            raise TypeError(
+                f"an inner optimiser's state with {leaf.dtype} in it has no mean over the tasks: "
+                'use inner_state="fresh" or "carried".'
+            )
+        return (leaf - first).astype(jnp.float32)
+
+    return None if start is None else jax.tree.map(count, start, ended)
 
 
 def _weighted(weight, tree):

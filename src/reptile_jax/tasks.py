@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Key: TypeAlias = jax.Array
 Examples: TypeAlias = Any  # a pytree whose leaves are led by [examples]
@@ -75,6 +76,7 @@ def minibatches(
       The pytree with leaves `[steps, batch_size, ...]`.
 
     Raises:
+      TypeError: for sizes that are not integers.
       ValueError: for sizes below 1, for no examples, for leaves that disagree on their number, and
         with `replace` for batches larger than the number of examples.
     """
@@ -87,11 +89,8 @@ def minibatch_order(
     key: Key, num_examples: int, *, steps: int, batch_size: int, replace: bool = False
 ) -> jax.Array:
     """The indices behind `minibatches`: `[steps, batch_size]` integers below `num_examples`."""
-    if steps < 1 or batch_size < 1:
-        raise ValueError(
-            f"mini-batches need steps >= 1 and batch_size >= 1, got steps={steps} and "
-            f"batch_size={batch_size}."
-        )
+    check_key(key)
+    check_integers(num_examples=num_examples, steps=steps, batch_size=batch_size)
     if replace and batch_size > num_examples:
         raise ValueError(
             f"a batch of {batch_size} cannot be drawn without repetition from {num_examples} "
@@ -108,6 +107,40 @@ def minibatch_order(
     return shuffles.reshape(-1)[: steps * batch_size].reshape(steps, batch_size)
 
 
+def check_integers(least: int = 1, **values: Any) -> None:
+    """Raises for a value that is not an integer of at least `least` that fits in 32 bits.
+
+    Raises:
+      TypeError: for what is not an integer; True and False are not.
+      ValueError: for an integer out of range.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{name} is an integer, got {value!r}.")
+        if value < least:
+            raise ValueError(f"{name} is at least {least}, got {value}.")
+        if value >= 2**31:
+            raise ValueError(f"{name} is below 2**31, got {value}.")
+
+
+def check_key(key: Any, shape: tuple[int, ...] = ()) -> None:
+    """Raises a TypeError for what is not a key, new or old, or an array of them of this shape."""
+    dtype, found = getattr(key, "dtype", None), getattr(key, "shape", None)
+    is_new = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    is_old = dtype == jnp.uint32 and found is not None and len(found) == len(shape) + 1
+    if not ((is_new and found == shape) or (is_old and found[:-1] == shape)):
+        given = repr(key) if found is None else f"{dtype}{list(found)}"
+        wanted = f"keys {list(shape)} are split from" if shape else "a key is made by"
+        raise TypeError(f"{wanted} jax.random.key(seed), got {given:.80}.")
+
+
+def check_distribution(distribution: Any) -> None:
+    """Raises a TypeError for what has no `sample(key) -> Task`."""
+    if isinstance(distribution, type) or not isinstance(distribution, TaskDistribution):
+        given = getattr(distribution, "__name__", type(distribution).__name__)
+        raise TypeError(f"a task distribution has a method sample(key) -> Task, got {given}.")
+
+
 def check_meta_batch(tasks: Task | Key) -> int:
     """The number of tasks in a meta-batch, or a ValueError that says what is wrong with it."""
     num_tasks = check_leading_axis(tasks, "tasks", "the meta-batch")
@@ -116,15 +149,24 @@ def check_meta_batch(tasks: Task | Key) -> int:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks.support
         )
         check_leading_axis(support, "steps", "each task's support set")
+        if tasks.weight is not None and jnp.shape(tasks.weight) != (num_tasks,):
+            raise ValueError(
+                f"weights are one for each task, [{num_tasks}], got "
+                f"{list(jnp.shape(tasks.weight))}."
+            )
+    else:
+        check_key(tasks, (num_tasks,))
     return num_tasks
 
 
 def check_leading_axis(tree: Any, axis: str, what: str) -> int:
     """The leaves' common first axis, at least 1; else a ValueError that says what is wrong."""
-    sizes = {
-        jax.tree_util.keystr(path) or "itself": jnp.shape(leaf)[:1]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    sizes = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path) or "itself"
+        if not isinstance(leaf, int | float | complex) and not hasattr(leaf, "shape"):
+            raise TypeError(f"the leaves of {what} are arrays, but {name} is {leaf!r:.80}.")
+        sizes[name] = jnp.shape(leaf)[:1]
     if not sizes:
         raise ValueError(f"{what} holds no arrays; every leaf needs a leading axis [{axis}].")
     if len(set(sizes.values())) > 1 or () in sizes.values():

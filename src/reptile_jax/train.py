@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 
 from reptile_jax.reptile import MetaInfo, MetaLearner, MetaState
-from reptile_jax.tasks import Draws, Key, TaskDistribution
+from reptile_jax.tasks import Draws, Key, TaskDistribution, check_integers, check_key
 
 
 @functools.partial(
@@ -66,12 +66,16 @@ def train(
     The state given, and each one yielded, is used up by the next dispatch.
 
     Raises:
+      TypeError: for numbers that are not integers, or what is not a learner, state or key.
       ValueError: for a meta-batch or a number of steps below 1.
     """
-    if meta_batch < 1 or steps_per_dispatch < 1:
-        raise ValueError(
-            "meta_batch and steps_per_dispatch are at least 1, got "
-            f"{meta_batch} and {steps_per_dispatch}."
+    check_integers(meta_batch=meta_batch, steps_per_dispatch=steps_per_dispatch)
+    check_integers(0, until=until)
+    check_key(key)
+    if not isinstance(learner, MetaLearner) or not isinstance(state, MetaState):
+        raise TypeError(
+            "train takes what meta_learner makes, and what its init makes of the parameters, got "
+            f"{type(learner).__name__} and {type(state).__name__}."
         )
 
     def dispatches(state: MetaState) -> Iterator[tuple[MetaState, MetaInfo]]:
