@@ -88,6 +88,36 @@ def test_a_task_that_is_not_finite_is_left_out(inner_state, at_once, poison):
     np.testing.assert_array_equal(info.finite, [True, False, True, True])
 
 
+@pytest.mark.parametrize(
+    ("inner_state", "at_once"),
+    [("fresh", 2), ("averaged", 1), ("averaged", 2), ("averaged", 3), ("carried", 1)],
+)
+def test_a_gradient_a_state_or_a_loss_that_alone_overflows_is_left_out(inner_state, at_once):
+    def estimate(params, opt_state, task):
+        gradient, ended, loss = task.support[0]
+        started = 0.0 if opt_state is None else opt_state
+        return rj.TaskGradient(gradient * 3e38, started + ended * 3e38, loss[None] * 3e38)
+
+    learner = rj.meta_learner(
+        rj.MetaGradient(lambda params: jnp.zeros(()), estimate),
+        optax.sgd(1.0),
+        inner_state=inner_state,
+        tasks_at_once=at_once,
+        donate=False,
+    )
+    state = learner.init(jnp.ones(()))
+    small = np.full((3, 1, 3), 1e-38, np.float32)
+    small[2] *= 2
+    expected = learner.step(state, rj.Task(small, weight=jnp.array([1.0, 0.0, 1.0])))[0]
+    assert np.isfinite(expected.params)
+    for overflows in range(3):
+        tasks = small.copy()
+        tasks[1, 0, overflows] = 10  # 3e39, which float32 does not hold
+        after, info = learner.step(state, rj.Task(tasks))
+        np.testing.assert_array_equal(info.finite, [True, False, True])
+        chex.assert_trees_all_close(after, expected, rtol=1e-6)
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("inner_state", ["fresh", "averaged", "carried"])
 def test_without_a_finite_task_nothing_moves_but_the_step(inner_state):
