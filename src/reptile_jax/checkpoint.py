@@ -1,40 +1,216 @@
-"""Checkpoints of a `MetaState`, by Orbax."""
+"""Checkpoints of a `MetaState`, by Orbax, with checksums that tell a damaged one from a good one.
 
+    state = learner.init(params)
+    with contextlib.suppress(FileNotFoundError):  # at the first start there is none
+        state = checkpoint.restore(folder, like=state)
+    for state, infos in train(learner, state, distribution, key, until=100_000, meta_batch=5):
+        if int(state.step) % 1000 == 0:
+            checkpoint.save(folder, state)
+
+A script that is stopped and started again ends with the state of one that was left alone, bit for
+bit.
+"""
+
+import json
+import os
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from reptile_jax.json_files import write_json
 from reptile_jax.reptile import MetaState
+
+_SUMS = "checksums.json"
+
+
+class _Damaged(Exception):
+    pass
 
 
 def save(folder: Path, state: MetaState) -> None:
-    """Saves the state under its step; the two newest stay."""
-    with _manager(folder) as manager:
-        manager.save(int(state.step), args=ocp.args.StandardSave(state))
+    """Saves the state under its step; the two newest stay.
+
+    A damaged checkpoint of this step or a later one is renamed `damaged-<step>` to make way.
+
+    Raises:
+      FileExistsError: if there is a good checkpoint of a later step, or a different one of this.
+      ValueError: if there is one of this step or a later one, of another model.
+      OSError: if it cannot be written; the others stay as they are.
+    """
+    step = int(state.step)
+    for other in [other for other in _steps(folder) if other >= step]:
+        try:
+            there = _read(folder, other, _shapes(state))
+        except _Damaged:
+            _set_aside(folder, other)
+            continue
+        if other == step and _equal(there, state):
+            return
+        raise FileExistsError(
+            f"{folder} holds a checkpoint of step {other}, so that of step {step} cannot be saved "
+            "there: go on from it with restore, or give another folder."
+        )
+    try:
+        _check_room(folder, state)
+        with _manager(folder, max_to_keep=2, cleanup_tmp_directories=True) as manager:
+            manager.save(step, args=ocp.args.StandardSave(state), force=True)
+        write_json(folder / str(step) / _SUMS, _sums(folder / str(step)))
+    except Exception as error:  # Orbax and its storage raise many kinds
+        raise OSError(
+            f"the checkpoint of step {step} cannot be written to {folder}: {_first_line(error)}"
+        ) from error
 
 
-def restore(folder: Path, like: MetaState) -> MetaState:
-    """Restores the newest state.
+def restore(
+    folder: Path, like: MetaState, on_damage: Callable[[str], Any] = warnings.warn
+) -> MetaState:
+    """Restores the newest state that is not damaged.
 
     Args:
       folder: the run's checkpoint folder.
       like: a state of the same structure, shapes and dtypes; `jax.eval_shape(learner.init, params)`
         makes one that takes no memory.
+      on_damage: told of each damaged checkpoint that is passed over; it stays where it is.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
+      ValueError: if the checkpoint is of another model, naming what differs, or all are damaged.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no checkpoint folder {folder}.")
-    with _manager(folder) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise FileNotFoundError(f"there is no checkpoint in {folder}.")
-        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return manager.restore(step, args=ocp.args.StandardRestore(like))
+    steps = _steps(folder)
+    if not steps:
+        raise FileNotFoundError(f"there is no checkpoint in {folder}.")
+    for step in reversed(steps):
+        try:
+            return _read(folder, step, _shapes(like))
+        except _Damaged as damage:
+            on_damage(f"{damage}; going back to the one before it.")
+    raise ValueError(f"every checkpoint in {folder} is damaged.")
 
 
-def _manager(folder: Path) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+def _read(folder: Path, step: int, like: MetaState) -> MetaState:
+    place = folder / str(step)
+    whole = _check_sums(place)
+    try:
+        with _manager(folder, create=False) as manager:
+            found = manager.item_metadata(step)
+            differences = _differences(_described(found.tree), _described(like))
+            if not differences:
+                return manager.restore(step, args=ocp.args.StandardRestore(like))
+    except Exception as error:
+        if whole or isinstance(error, PermissionError | MemoryError):
+            raise
+        raise _Damaged(f"the checkpoint {place} is damaged ({_first_line(error)})") from error
+    more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+    raise ValueError(
+        f"the checkpoint {place} is of another model or another version: "
+        f"{'; '.join(differences[:3])}{more}."
+    )
+
+
+def _described(tree: Any) -> dict[str, str]:
+    """A description of each leaf by its path, in the form in which Orbax names them."""
+    plain = ocp.utils.serialize_tree(tree, keep_empty_nodes=True)
+    leaves = ocp.utils.to_flat_dict(plain, keep_empty_nodes=True)
+    describe = lambda leaf: (
+        f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" if hasattr(leaf, "shape") else "nothing"
+    )
+    return {".".join(map(str, path)): describe(leaf) for path, leaf in leaves.items()}
+
+
+def _differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
+    return [
+        f"{path} is {found.get(path, 'missing')}, expected {expected.get(path, 'nothing')}"
+        for path in sorted(found.keys() | expected.keys())
+        if found.get(path) != expected.get(path)
+    ]
+
+
+def _shapes(state: MetaState) -> MetaState:
+    """Shapes, dtypes and where to put the leaves: on this machine's devices, not the writer's."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here
+        ),
+        state,
+    )
+
+
+def _equal(one: MetaState, other: MetaState) -> bool:
+    return jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
+
+
+def _sums(place: Path) -> dict[str, int]:
+    """The checksum of every file of a checkpoint."""
+    files = sorted(path for path in place.rglob("*") if path.is_file() and path.name != _SUMS)
+    return {str(path.relative_to(place)): _sum(path) for path in files}
+
+
+def _sum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            value = zlib.crc32(piece, value)
+    return value
+
+
+def _check_room(folder: Path, state: MetaState) -> None:
+    """Fails where there is no room to write: plainly, and before Orbax does in many threads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size + (1 << 16))  # and Orbax's own files
+
+
+def _check_sums(place: Path) -> bool:
+    """Whether the checkpoint is known to be whole: one stopped before its checksums may be, too."""
+    if not (place / _SUMS).exists():
+        return False
+    try:
+        sums = json.loads((place / _SUMS).read_text())
+    except ValueError:
+        sums = {_SUMS: "another"}
+    now = _sums(place)
+    if bad := sorted(name for name, value in sums.items() if now.get(name) != value):
+        kind = "missing" if bad[0] != _SUMS and bad[0] not in now else "changed"
+        raise _Damaged(f"the checkpoint {place} is damaged ({bad[0]} is {kind})")
+    return True
+
+
+def _set_aside(folder: Path, step: int) -> None:
+    number, name = 1, f"damaged-{step}"
+    while (folder / name).exists():
+        number += 1
+        name = f"damaged-{step}-{number}"
+    (folder / str(step)).rename(folder / name)
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps of which there is a checkpoint; what Orbax has not finished bears another name."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
+
+
+def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        folder.absolute(),
+        item_handlers=ocp.StandardCheckpointHandler(),
+        options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False, **options),
+    )
