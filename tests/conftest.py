@@ -37,3 +37,18 @@ def outside_strict(optimizer: optax.GradientTransformation) -> optax.GradientTra
             return optimizer.update(grads, state, params)
 
     return optax.GradientTransformation(optimizer.init, update)
+
+
+@pytest.fixture(scope="module")
+def programs_kept(tmp_path_factory):
+    """For tests that compile the same few programs again and again: here they are kept."""
+    kept = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: getattr(jax.config, name) for name in kept}
+    for name, value in kept.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)

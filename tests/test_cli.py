@@ -1,7 +1,9 @@
 """The commands, end to end and small: what they leave, what they print, what they refuse."""
 
 import json
+import runpy
 import shutil
+import signal
 
 import chex
 import jax
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reptile_jax import cli, fewshot_run, presets, report, runs
+from reptile_jax import cli, fewshot_run, presets, report, runs, sinusoid_run
+from reptile_jax.json_files import append_json_line
 
 
 @pytest.fixture(autouse=True)
@@ -18,22 +21,10 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def as_a_person_has_it(tmp_path_factory):
-    """Without the tests' strict promotion, which Optax's own arithmetic does not pass.
-
-    The commands compile the same few programs again and again: here they are kept.
-    """
-    kept = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in kept}
-    for name, value in kept.items():
-        jax.config.update(name, value)
+def as_a_person_has_it(programs_kept):
+    """Without the tests' strict promotion, which Optax's own arithmetic does not pass."""
     with jax.numpy_dtype_promotion("standard"):
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -115,29 +106,123 @@ def test_evaluate_scores_the_run_again(trained, pictures, capsys):
     assert json.loads((trained / "evaluation-2.json").read_text())["tasks"] == 7
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
-    trained, pictures, tmp_path, monkeypatch
-):
-    argv = ["train", "images", "--data", str(pictures), *SMALL, "--meta-steps", "40"]
-    argv += ["--out", "run"]
+def stop_at(step, number, monkeypatch):
+    """Sends a signal at a meta step, and leaves a broken line in the metrics."""
 
-    def stop(path, row, write=report.append_json_line):
+    def stop(path, row, write=append_json_line):
         write(path, row)
-        if row.get("step") == 24:
+        if path.name == "metrics.jsonl" and row["step"] == step:
             with path.open("a") as cut_short:
                 cut_short.write('{"step": 3')
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
 
+    monkeypatch.setattr(runs, "append_json_line", stop)
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+    trained, pictures, tmp_path, monkeypatch, capsys
+):
+    argv = ["train", "images", "--data", str(pictures), *SMALL, "--meta-steps", "40"]
+    argv += ["--out", "a run"]
     with monkeypatch.context() as patched:
-        patched.setattr(report, "append_json_line", stop)
-        assert cli.main(argv) == 130
-    assert cli.main(["train", "--resume", "run", "--data", str(pictures)]) == 0
-    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+        stop_at(24, signal.SIGTERM, patched)
+        assert cli.main(argv) == 143
+    stopped = "stopped at meta step 24; go on with: reptile-jax train --resume 'a run' --data DIR\n"
+    assert capsys.readouterr().err == f"reptile-jax: {stopped}"
+    assert cli.main(["train", "--resume", "a run"]) == 1
+    assert "a run on images: give the data set's folder with --data" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "a run", "--data", str(pictures)]) == 0
+    metrics = (tmp_path / "a run" / "metrics.jsonl").read_text()
     assert metrics == (trained / "metrics.jsonl").read_text()
     assert len(metrics.splitlines()) == 5
     problem = fewshot_run.problem_of(runs.load_config(trained))
-    states = [fewshot_run.restore(run, problem) for run in (trained, tmp_path / "run")]
+    states = [runs.restore(run, problem) for run in (trained, tmp_path / "a run")]
     chex.assert_trees_all_equal(*states)
+
+
+def test_sine_waves_that_were_stopped_go_on_without_data(tmp_path, monkeypatch, capsys):
+    argv = ["train", "sinusoid", "--meta-steps", "30", "--eval-tasks", "20", "--tensorboard"]
+    argv += ["--steps-per-dispatch", "10", "--save-every", "20", "--out"]
+    assert cli.main([*argv, "whole"]) == 0
+    assert len(list(tmp_path.glob("whole/tensorboard/events*"))) == 1
+    with monkeypatch.context() as patched:
+        stop_at(10, signal.SIGINT, patched)
+        assert cli.main([*argv, "run"]) == 130
+    stopped = "stopped at meta step 10; go on with: reptile-jax train --resume run\n"
+    assert capsys.readouterr().err == f"reptile-jax: {stopped}"
+    assert cli.main(["train", "--resume", "run", "--data", "data"]) == 1
+    assert "run on the sine waves, which takes no --data" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "run"]) == 0
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert (whole / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    problem = sinusoid_run.problem_of(runs.load_config(run))
+    chex.assert_trees_all_equal(*(runs.restore(folder, problem) for folder in (whole, run)))
+    one, other = (json.loads((folder / "results.json").read_text()) for folder in (whole, run))
+    assert one["mean squared error"] == other["mean squared error"]
+
+
+def test_a_signal_during_evaluation_leaves_and_resuming_only_evaluates(
+    trained, pictures, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(trained, tmp_path / "run")
+    argv = ["train", "--resume", "run", "--data", str(pictures)]
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            fewshot_run.evaluate, "evaluate", lambda *_, **__: signal.raise_signal(signal.SIGTERM)
+        )
+        assert cli.main(argv) == 143
+    interrupted = "interrupted; go on with: reptile-jax train --resume run --data DIR\n"
+    assert capsys.readouterr().err == f"reptile-jax: {interrupted}"
+    assert not (tmp_path / "run" / "results-2.json").exists()
+    assert cli.main(argv) == 0
+    one, other = (
+        json.loads((tmp_path / "run" / name).read_text())
+        for name in ("results.json", "results-2.json")
+    )
+    assert one["accuracy"] == other["accuracy"]
+    for name in ("metrics.jsonl", "times.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_the_package_is_a_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["reptile_jax", "presets"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("reptile_jax", run_name="__main__")
+    assert left.value.code == 0
+    assert "The paper's rows" in capsys.readouterr().out
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = lambda: jax.config.jax_compilation_cache_dir
+    given = folder()
+    try:
+        assert cli.main(["presets"]) == 0
+        assert folder() == given  # of the user's own choice
+        jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update("jax_enable_compilation_cache", False)
+        assert cli.main(["presets"]) == 0
+        assert folder() is None
+        assert not (tmp_path / "cache").exists()
+        jax.config.update("jax_enable_compilation_cache", True)
+        (tmp_path / "cache").write_text("a file, where no folder can be made")
+        assert cli.main(["presets"]) == 0
+        assert folder() is None
+        (tmp_path / "cache").unlink()
+        assert cli.main(["presets"]) == 0
+        assert folder() == str(tmp_path / "cache" / "reptile_jax")
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+        jax.config.update("jax_compilation_cache_dir", given)
+
+
+@pytest.mark.parametrize("out", ["file/run", "/proc/run"])
+def test_a_place_where_nothing_can_be_written_is_named(out, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert cli.main(["train", "sinusoid", "--out", out]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"reptile-jax: {out}: ")
+    assert error.count("\n") == 1
 
 
 def test_a_run_without_a_checkpoint_starts_over(trained, pictures, tmp_path):
@@ -277,7 +362,7 @@ def test_names_of_files_are_printed_as_they_are(capsys):
 
 
 def test_json_has_no_nan(tmp_path):
-    report.append_json_line(tmp_path / "x", {"a": float("nan"), "b": [np.float32("inf"), 1]})
+    append_json_line(tmp_path / "x", {"a": float("nan"), "b": [np.float32("inf"), 1]})
     assert json.loads((tmp_path / "x").read_text()) == {"a": None, "b": [None, 1]}
 
 

@@ -1,9 +1,9 @@
 """Checkpoints of a `MetaState`, by Orbax, with checksums that tell a damaged one from a good one.
 
-    state = learner.init(params)
+    start = learner.init(params)
     with contextlib.suppress(FileNotFoundError):  # at the first start there is none
-        state = checkpoint.restore(folder, like=state)
-    for state, infos in train(learner, state, distribution, key, until=100_000, meta_batch=5):
+        start = checkpoint.restore(folder, like=start)
+    for state, infos in train(learner, start, distribution, key, until=100_000, meta_batch=5):
         if int(state.step) % 1000 == 0:
             checkpoint.save(folder, state)
 

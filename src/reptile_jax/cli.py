@@ -1,10 +1,16 @@
 """The command line: `reptile-jax train | evaluate | presets | ...`."""
 
+import contextlib
 import dataclasses
+import os
+import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
+
+import jax
 
 try:
     import tyro
@@ -13,9 +19,9 @@ except ImportError as error:
         'reptile-jax: the commands need more: pip install "reptile-jax[cli]"'
     ) from error
 
-import jax
 
-from reptile_jax import download, fewshot_run, presets, report, runs, sinusoid_run
+from reptile_jax import download, fewshot_run, presets, report, runs, signals, sinusoid_run
+from reptile_jax.json_files import to_json, write_json
 
 USAGE = """\
 usage: reptile-jax COMMAND ...
@@ -25,7 +31,7 @@ usage: reptile-jax COMMAND ...
   train mini-imagenet --data DIR    mini-ImageNet, in any of its usual layouts
   train images --data DIR           a folder with one folder of images per class
   train --preset ROW --data DIR     a row of the paper: o15, o15t, o55, ..., m55t
-  train --resume RUN --data DIR     go on with a run that was stopped
+  train --resume RUN [--data DIR]   go on with a run that was stopped
   evaluate RUN --data DIR           score a trained run on held-out classes
   adapt RUN --support DIR --query DIR
                                     classify new images of new classes
@@ -45,8 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = _COMMANDS.get(argv[0])
         if command is None:
             raise ValueError(f"there is no command {argv[0]!r}: see reptile-jax --help.")
-        command(argv[1:])
-    except (ValueError, OSError, ImportError) as error:
+        _keep_programs()
+        with signals.handled(signals.interrupt):
+            command(argv[1:])
+    except OSError as error:
+        report.fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return 1
+    except (ValueError, ImportError, FloatingPointError) as error:
         report.fail(str(error))
         return 1
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -54,10 +65,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         report.fail(f"out of memory: ask for smaller sizes, or fewer tasks at once. {error}")
         return 1
-    except KeyboardInterrupt:
-        report.fail("interrupted")
-        return 130
+    except KeyboardInterrupt as stop:
+        report.fail(str(stop) or "interrupted")
+        return 128 + getattr(stop, "signum", signal.SIGINT)
     return 0
+
+
+def _keep_programs() -> None:
+    """Keeps compiled programs in the user's cache, unless JAX has been told where, or not to."""
+    setting = lambda name: getattr(jax.config, f"jax_{name}")
+    if setting("compilation_cache_dir") or not setting("enable_compilation_cache"):
+        return
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reptile_jax"
+        cache.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=cache).close()
+    except (OSError, RuntimeError):  # read-only, full, or no home: every run compiles
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +90,7 @@ class _SinusoidOptions:
     config: tyro.conf.OmitArgPrefixes[presets.Sinusoid]
     serial: bool = False  # the authors' serial setting: one task a meta step, ε from 0.1
     out: Path | None = None  # folder of the run; by default a new one under runs/
+    tensorboard: bool = False  # also write the metrics as TensorBoard's event files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,18 +98,19 @@ class _FewShotOptions:
     data: Path  # folder of the data set
     config: tyro.conf.OmitArgPrefixes[presets.FewShotImages]
     out: Path | None = None  # folder of the run; by default a new one under runs/
+    tensorboard: bool = False  # also write the metrics as TensorBoard's event files
 
 
 @dataclasses.dataclass(frozen=True)
 class _ResumeOptions:
     resume: Path  # folder of the run
-    data: Path  # folder of the data set
+    data: Path | None = None  # folder of the data set, for a run on images
+    tensorboard: bool = False  # also write the metrics as TensorBoard's event files
 
 
 def _train(argv: list[str]) -> None:
     if any(word.partition("=")[0] == "--resume" for word in argv):
-        options = tyro.cli(_ResumeOptions, args=argv, prog="reptile-jax train")
-        fewshot_run.resume(options.resume, options.data)
+        _resume(tyro.cli(_ResumeOptions, args=argv, prog="reptile-jax train"))
         return
     name, argv = _take_preset(argv)
     what = argv[0] if argv and not argv[0].startswith("-") else None
@@ -110,7 +137,28 @@ def _train(argv: list[str]) -> None:
     )
     if options.config.dataset != config.dataset:
         raise ValueError(f"--dataset is what follows train: train {options.config.dataset} ...")
-    fewshot_run.train(options.config, options.data, options.out, name)
+    with _on_metrics(options) as on_metrics:
+        fewshot_run.train(options.config, options.data, options.out, name, on_metrics)
+
+
+def _resume(options: _ResumeOptions) -> None:
+    run, data = options.resume, options.data
+    if isinstance(runs.load_config(run), presets.Sinusoid):
+        if data is not None:
+            raise ValueError(f"{run} is a run on the sine waves, which takes no --data.")
+        with _on_metrics(options) as on_metrics:
+            sinusoid_run.resume(run, on_metrics)
+    else:
+        if data is None:
+            raise ValueError(f"{run} is a run on images: give the data set's folder with --data.")
+        with _on_metrics(options) as on_metrics:
+            fewshot_run.resume(run, data, on_metrics)
+
+
+def _on_metrics(
+    options: _SinusoidOptions | _FewShotOptions | _ResumeOptions,
+) -> contextlib.AbstractContextManager[runs.OnMetrics | None]:
+    return runs.tensorboard() if options.tensorboard else contextlib.nullcontext()
 
 
 def _train_sinusoid(argv: list[str]) -> None:
@@ -121,7 +169,8 @@ def _train_sinusoid(argv: list[str]) -> None:
         args=argv,
         prog="reptile-jax train sinusoid",
     )
-    sinusoid_run.train(options.config, options.out)
+    with _on_metrics(options) as on_metrics:
+        sinusoid_run.train(options.config, options.out, on_metrics)
 
 
 def _take_preset(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -175,7 +224,7 @@ def _adapt(argv: list[str]) -> None:
         options.run, options.support, options.query, transductive=options.transductive
     )
     if to_output:
-        report.say(runs.to_json(answers))
+        report.say(to_json(answers))
         return
     report.table(
         f"adapted to {len(answers[0]['probabilities'])} classes of {options.support}",
@@ -190,7 +239,7 @@ def _adapt(argv: list[str]) -> None:
         ],
     )
     if options.json is not None:
-        runs.write_json(options.json, answers)
+        write_json(options.json, answers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +281,3 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "download": _download,
     "presets": _presets,
 }
-
-if __name__ == "__main__":
-    sys.exit(main())

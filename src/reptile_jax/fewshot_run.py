@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 import optax
 
 from reptile_jax import (
-    checkpoint,
     datasets,
     evaluate,
     fewshot,
@@ -25,22 +23,12 @@ from reptile_jax import (
     report,
     runs,
 )
-from reptile_jax.reptile import LossFn, MetaLearner, MetaState, inner_loop, meta_learner, reptile
-from reptile_jax.tasks import Batch, Key, minibatches
+from reptile_jax.json_files import read_json, write_json
+from reptile_jax.reptile import inner_loop, meta_learner, reptile
+from reptile_jax.tasks import Batch, minibatches
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """What a configuration of few-shot images stands for."""
-
-    model: models.ConvNet
-    loss_fn: LossFn
-    inner_optimizer: optax.GradientTransformation
-    learner: MetaLearner
-    first_state: Callable[[Key], MetaState]
-
-
-def problem_of(config: presets.FewShotImages) -> Problem:
+def problem_of(config: presets.FewShotImages) -> runs.Problem:
     """The network, the optimisers and the learner of a configuration."""
     net = models.omniglot_net if config.size < 64 else models.mini_imagenet_net
     model = net(config.ways)
@@ -56,8 +44,9 @@ def problem_of(config: presets.FewShotImages) -> Problem:
     )
     images = jnp.zeros((1, config.size, config.size, 1 if config.color == "grey" else 3))
     # Jitted, as all that is drawn at the start: one program compiles faster than each operation.
-    first_state = lambda key: learner.init(jax.jit(model.init)(key, images))
-    return Problem(model, loss_fn, inner, learner, first_state)
+    init_key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    first_state = lambda: learner.init(jax.jit(model.init)(init_key, images))
+    return runs.Problem(model, loss_fn, inner, learner, first_state)
 
 
 def load_data(config: presets.FewShotImages, data: Path) -> datasets.ImageSplits:
@@ -108,69 +97,68 @@ def held_out_tasks(config: presets.FewShotImages, splits: datasets.ImageSplits) 
 
 
 def train(
-    config: presets.FewShotImages, data: Path, out: Path | None = None, name: str | None = None
+    config: presets.FewShotImages,
+    data: Path,
+    out: Path | None = None,
+    name: str | None = None,
+    on_metrics: runs.OnMetrics | None = None,
 ) -> Path:
     """Few-shot images: trains, saves, and scores on held-out classes. Returns the run."""
     presets.check(config)
     splits = load_data(config, data)
     held_out_tasks(config, splits), training_tasks(config, splits)  # before there is a run
     folder = runs.create(out, name or config.dataset, config)
-    runs.write_json(folder / "classes.json", _classes(splits))
-    problem = problem_of(config)
-    return _train(config, problem, folder, splits, _first_state(config, problem))
+    write_json(folder / "classes.json", _classes(splits))
+    return _train(config, folder, splits, on_metrics)
 
 
-def resume(run: Path, data: Path) -> Path:
+def resume(run: Path, data: Path, on_metrics: runs.OnMetrics | None = None) -> Path:
     """Goes on with a run from its newest checkpoint, as if it had never stopped."""
-    config = _few_shot_config(run)
-    splits = _same_classes(run, load_data(config, data))
-    problem = problem_of(config)
-    try:
-        state = restore(run, problem)
-    except FileNotFoundError:  # stopped before its first checkpoint
-        state = _first_state(config, problem)
-    return _train(config, problem, run, splits, state)
+    config, splits = _open(run, data)
+    return _train(config, run, splits, on_metrics)
 
 
 def score(run: Path, data: Path, **changes: Any) -> evaluate.Evaluation:
     """Scores a trained run on held-out classes; `changes` replace fields of its configuration."""
     started = time.monotonic()
-    config = dataclasses.replace(_few_shot_config(run), **changes)
-    presets.check(config)
-    splits = _same_classes(run, load_data(config, data))
+    config, splits = _open(run, data, **changes)
     return _score(config, problem_of(config), run, "evaluation", splits, started)
 
 
-def restore(run: Path, problem: Problem) -> MetaState:
-    """The newest state of a run."""
-    like = jax.eval_shape(problem.first_state, jax.random.key(0))
-    return checkpoint.restore(run / "checkpoints", like)
+def _open(
+    run: Path, data: Path, **changes: Any
+) -> tuple[presets.FewShotImages, datasets.ImageSplits]:
+    config = dataclasses.replace(_few_shot_config(run), **changes)
+    presets.check(config)
+    return config, _same_classes(run, load_data(config, data))
 
 
-def _first_state(config: presets.FewShotImages, problem: Problem) -> MetaState:
-    return problem.first_state(jax.random.fold_in(jax.random.key(config.seed), 0))
-
-
-def _train(config, problem: Problem, folder: Path, splits, state: MetaState) -> Path:
+def _train(
+    config: presets.FewShotImages,
+    folder: Path,
+    splits: datasets.ImageSplits,
+    on_metrics: runs.OnMetrics | None,
+) -> Path:
+    """Trains from where the run stands, and scores."""
     started = time.monotonic()
     report.say(
         f"{len(splits.train_names):,} training and {len(splits.test_names):,} held-out classes"
     )
-    runs.meta_train(
-        folder,
-        f"Reptile, {config.ways}-way",
-        problem.learner,
-        state,
-        training_tasks(config, splits),
-        jax.random.fold_in(jax.random.key(config.seed), 1),
-        until=config.meta_steps,
-        meta_batch=config.meta_batch,
-        steps_per_dispatch=config.steps_per_dispatch,
-        save_every=config.save_every,
-    )
-    report.say(f"trained in {time.monotonic() - started:.0f} s")
-    _score(config, problem, folder, "results", splits, started)
-    _draw_learning_curve(folder)
+    problem = problem_of(config)
+    with runs.resumable(folder):
+        runs.meta_train(
+            folder,
+            f"Reptile, {config.ways}-way",
+            problem.learner,
+            runs.restore_or_start(folder, problem),
+            training_tasks(config, splits),
+            jax.random.fold_in(jax.random.key(config.seed), 1),
+            config,
+            on_metrics,
+        )
+        report.say(f"trained in {time.monotonic() - started:.0f} s")
+        _score(config, problem, folder, "results", splits, started)
+        _draw_learning_curve(folder)
     return folder
 
 
@@ -187,9 +175,9 @@ def _draw_learning_curve(folder: Path) -> None:
 
 
 def _score(
-    config, problem: Problem, folder: Path, name: str, splits, started: float
+    config, problem: runs.Problem, folder: Path, name: str, splits, started: float
 ) -> evaluate.Evaluation:
-    state = restore(folder, problem)
+    state = runs.restore(folder, problem)
     begun = time.monotonic()
     with report.Bar("held-out tasks", config.eval_tasks, "tasks") as bar:
         result = evaluate.evaluate(
@@ -238,7 +226,7 @@ def _classes(splits: datasets.ImageSplits) -> dict[str, list[str]]:
 
 def _same_classes(run: Path, splits: datasets.ImageSplits) -> datasets.ImageSplits:
     """The splits, if they are those that the run was made with: none is held out and trained on."""
-    if runs.read_json(run / "classes.json") != _classes(splits):
+    if read_json(run / "classes.json") != _classes(splits):
         raise ValueError(
             f"the data set does not split into the classes that {run} was trained and held out "
             "with (its classes.json): give the data as it was, or start a new run."
@@ -265,7 +253,7 @@ def adapt(
     """
     config = _few_shot_config(run)
     problem = problem_of(config)
-    state = restore(run, problem)
+    state = runs.restore(run, problem)
     classes = datasets.class_folders(support)
     names = list(classes)
     if not names:

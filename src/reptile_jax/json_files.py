@@ -34,6 +34,19 @@ def write_json(path: Path, value: Any) -> None:
     _replace(path, (to_json(value) + "\n").encode())
 
 
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      OSError: if it cannot be opened.
+      ValueError: if it is damaged, with its name.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
+
+
 def append_json_line(path: Path, row: dict[str, Any]) -> None:
     """Adds one line to a file of JSON lines."""
     line = json.dumps(plain(row), allow_nan=False) + "\n"

@@ -28,6 +28,8 @@ class Sinusoid:
     eval_steps: int = 32  # inner steps at evaluation, each on all points given
     eval_tasks: int = 1000
     steps_per_dispatch: int = 1000
+    save_every: int = 5000  # meta steps between checkpoints
+    give_up_after: int = 100  # meta steps in a row in which no task is finite
     seed: int = 0
 
 
@@ -63,6 +65,7 @@ class FewShotImages:
     color: Literal["grey", "rgb"] = "grey"
     steps_per_dispatch: int = 100
     save_every: int = 1000  # meta steps between checkpoints
+    give_up_after: int = 100  # meta steps in a row in which no task is finite
     seed: int = 0
 
 

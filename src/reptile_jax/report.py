@@ -1,14 +1,9 @@
-"""Progress, tables and metrics; the only module that prints."""
+"""Progress and tables; the only module that prints."""
 
-import json
-import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -33,7 +28,7 @@ def say(message: str) -> None:
 
 
 def fail(message: str) -> None:
-    """Prints why a command failed, on standard error."""
+    """Prints what went wrong, on standard error."""
     print(f"reptile-jax: {message}", file=sys.stderr)
 
 
@@ -95,35 +90,6 @@ class Bar:
 
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
-
-
-def plain(value: Any) -> Any:
-    """What JSON can hold: arrays become lists, and numbers that are not finite become None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, int | str | None) else str(value)
-
-
-def append_json_line(path: Path, row: dict[str, Any]) -> None:
-    """Adds one line to a file of JSON lines."""
-    with path.open("a") as file:
-        file.write(json.dumps(plain(row), allow_nan=False) + "\n")
-
-
-def keep_json_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Keeps the lines of a file of JSON lines that are `wanted`; a broken last one is dropped."""
-    *lines, last = path.read_text().split("\n")
-    del last  # empty, or cut short when the writer was stopped
-    kept = [line + "\n" for line in lines if wanted(json.loads(line))]
-    shorter = path.with_suffix(".tmp")
-    shorter.write_text("".join(kept))
-    shorter.replace(path)
 
 
 class Downloads:

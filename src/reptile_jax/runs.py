@@ -1,23 +1,40 @@
 """A run: a folder that holds its configuration, metrics, checkpoints, results and pictures."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import platform
+import shlex
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
-from reptile_jax import checkpoint, presets, report
-from reptile_jax.reptile import MetaInfo, MetaLearner, MetaState
+from reptile_jax import checkpoint, presets, report, signals
+from reptile_jax.json_files import append_json_line, keep_json_lines, read_json, write_json
+from reptile_jax.reptile import LossFn, MetaInfo, MetaLearner, MetaState
 from reptile_jax.tasks import Key, TaskDistribution
 from reptile_jax.train import train
 
 Config: TypeAlias = presets.Sinusoid | presets.FewShotImages
+OnMetrics: TypeAlias = Callable[[Path, int, dict[str, Any]], Any]  # (folder, step, metrics)
 _KINDS = {"sinusoid": presets.Sinusoid, "few-shot": presets.FewShotImages}
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What a configuration stands for."""
+
+    model: Any  # a Flax module
+    loss_fn: LossFn
+    inner_optimizer: optax.GradientTransformation
+    learner: MetaLearner
+    first_state: Callable[[], MetaState]
 
 
 def create(out: Path | None, name: str, config: Config) -> Path:
@@ -59,6 +76,36 @@ def load_config(folder: Path) -> Config:
         raise ValueError(f"{path} does not fit this version of reptile_jax: {error}.") from error
 
 
+def restore(folder: Path, problem: Problem) -> MetaState:
+    """The newest good state of a run.
+
+    Raises:
+      FileNotFoundError: if it was stopped before its first checkpoint.
+      ValueError: as `checkpoint.restore`.
+    """
+    like = jax.eval_shape(problem.first_state)
+    return checkpoint.restore(folder / "checkpoints", like, on_damage=report.fail)
+
+
+def restore_or_start(folder: Path, problem: Problem) -> MetaState:
+    """Where a run goes on: at its newest good state, or at its first."""
+    try:
+        return restore(folder, problem)
+    except FileNotFoundError:
+        return problem.first_state()
+
+
+@contextlib.contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Says how to go on with the run if a signal ends what is inside."""
+    try:
+        yield
+    except signals.Interrupted as stop:
+        data = "" if isinstance(load_config(folder), presets.Sinusoid) else " --data DIR"
+        command = f"reptile-jax train --resume {shlex.quote(str(folder))}{data}"
+        raise signals.Interrupted(stop.signum, f"{stop}; go on with: {command}") from None
+
+
 def meta_train(
     folder: Path | None,
     title: str,
@@ -66,11 +113,8 @@ def meta_train(
     state: MetaState,
     distribution: TaskDistribution,
     key: Key,
-    *,
-    until: int,
-    meta_batch: int,
-    steps_per_dispatch: int,
-    save_every: int | None = None,
+    config: Config,
+    on_metrics: OnMetrics | None = None,
 ) -> MetaState:
     """Trains with a progress bar and, given a run's folder, leaves metrics and checkpoints there.
 
@@ -81,34 +125,91 @@ def meta_train(
 
     Args:
       folder: the run's; None leaves nothing behind.
-      save_every: meta steps between checkpoints; there is always one at the end.
+      config: how many meta steps, tasks in each, meta steps in a dispatch and between checkpoints
+        (there is always one at the end), and without a finite task until training gives up.
+      on_metrics: called with the folder, the step and the line of metrics after every dispatch.
+
+    Raises:
+      signals.Interrupted: after a SIGINT or SIGTERM: the dispatch in flight is finished and saved.
+      FloatingPointError: if training gives up, or the parameters are not finite when it is to save
+        them; the newest checkpoint is good.
     """
     started, first_step = time.monotonic(), int(state.step)
-    if folder is not None and (folder / "metrics.jsonl").exists():
-        report.keep_json_lines(folder / "metrics.jsonl", lambda row: row["step"] <= first_step)
-    saved = first_step
-    with report.Bar(title, until, "meta steps", first_step) as bar:
-        loop = train(
-            learner,
-            state,
-            distribution,
-            key,
-            until=until,
-            meta_batch=meta_batch,
-            steps_per_dispatch=steps_per_dispatch,
-        )
+    if folder is not None:
+        _forget_after(first_step, folder)
+    saved, failed, stop = first_step, 0, []
+    loop = train(
+        learner,
+        state,
+        distribution,
+        key,
+        until=config.meta_steps,
+        meta_batch=config.meta_batch,
+        steps_per_dispatch=config.steps_per_dispatch,
+    )
+    saves = contextlib.nullcontext() if folder is None else signals.handled(stop.append, _wait)
+    with report.Bar(title, config.meta_steps, "meta steps", first_step) as bar, saves:
         for state, infos in loop:
             row, step = _summary(infos), int(state.step)
             bar.update(step, "loss {first_loss} -> {last_loss}".format(**row))
-            if folder is None:
-                continue
-            report.append_json_line(folder / "metrics.jsonl", {"step": step, **row})
-            if step == until or step - saved >= (save_every or until):
-                checkpoint.save(folder / "checkpoints", state)
-                saved, seconds = step, round(time.monotonic() - started, 1)
-                times = {"from": first_step, "to": step, "seconds": seconds}
-                report.append_json_line(folder / "times.jsonl", times)
+            failed, most_failed = _failed_in_a_row(infos, failed)
+            gives_up = most_failed >= config.give_up_after
+            if folder is not None:
+                append_json_line(folder / "metrics.jsonl", {"step": step, **row})
+                if on_metrics is not None:
+                    on_metrics(folder, step, row)
+                due = step == config.meta_steps or step - saved >= config.save_every
+                if due or stop or gives_up:
+                    _save(folder, state, first_step, time.monotonic() - started)
+                    saved = step
+            if gives_up:
+                raise FloatingPointError(
+                    f"in {config.give_up_after} meta steps in a row, before meta step {step}, no "
+                    "task had a finite loss and gradient, so nothing was learnt: look at the loss "
+                    "and the data, or lower the inner rate."
+                )
+            if stop:
+                break
+    if stop:
+        raise signals.Interrupted(stop[0], f"stopped at meta step {int(state.step)}")
     return state
+
+
+def _wait() -> None:
+    report.say("stopping after the dispatch in flight; once more leaves at once")
+
+
+def _forget_after(step: int, folder: Path) -> None:
+    """Drops what a run wrote after the checkpoint that it goes on from."""
+    for name, field in (("metrics.jsonl", "step"), ("times.jsonl", "to")):
+        if (folder / name).exists():
+            keep_json_lines(folder / name, lambda row, field=field: row[field] <= step)
+
+
+def _save(folder: Path, state: MetaState, first_step: int, seconds: float) -> None:
+    step = int(state.step)
+    finite = jax.tree.map(lambda leaf: bool(jnp.isfinite(leaf).all()), state.params)
+    if not jax.tree.all(finite):
+        raise FloatingPointError(
+            f"the parameters are not finite at meta step {step}: lower the meta rate. "
+            f"The checkpoints in {folder} are of earlier steps."
+        )
+    checkpoint.save(folder / "checkpoints", state)
+    times = {"from": first_step, "to": step, "seconds": round(seconds, 1)}
+    append_json_line(folder / "times.jsonl", times)
+
+
+def _failed_in_a_row(infos: MetaInfo, failed: int) -> tuple[int, int]:
+    """Meta steps in a row without a finite task: at the end of a dispatch, and the most in it.
+
+    Args:
+      failed: how many there were at the end of the dispatch before.
+    """
+    most = failed
+    for tasks in np.asarray(infos.finite):
+        failed = 0 if tasks.any() else failed + 1
+        most = max(most, failed)
+    return failed, most
 
 
 def _summary(infos: MetaInfo) -> dict[str, float | int | None]:
@@ -124,6 +225,38 @@ def _summary(infos: MetaInfo) -> dict[str, float | int | None]:
     }
 
 
+@contextlib.contextmanager
+def tensorboard() -> Iterator[OnMetrics]:
+    """Writes metrics as TensorBoard's event files too, to `tensorboard/` in the run's folder.
+
+    Raises:
+      ImportError: without tensorboardX, the extra "tensorboard".
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            'event files need one package more: pip install "reptile-jax[tensorboard]"'
+        ) from error
+    with contextlib.ExitStack() as stack:
+        writers = {}
+
+        def on_metrics(folder: Path, step: int, metrics: dict[str, Any]) -> None:
+            if folder not in writers:
+                writers[folder] = SummaryWriter(
+                    str(folder / "tensorboard"),
+                    purge_step=step,  # what was written from here on, before a crash, is void
+                    filename_suffix=f".{step}",  # the name else holds no more than the second
+                    flush_secs=10,
+                )
+                stack.callback(writers[folder].close)
+            for name, value in metrics.items():
+                if value is not None:
+                    writers[folder].add_scalar(name, value, step)
+
+        yield on_metrics
+
+
 def finish(folder: Path, name: str, seconds: float, results: dict[str, Any]) -> None:
     """Writes results, with the time taken and the environment, and says where they are.
 
@@ -132,29 +265,6 @@ def finish(folder: Path, name: str, seconds: float, results: dict[str, Any]) -> 
     path = _next_free(folder / f"{name}.json")
     write_json(path, {"seconds": round(seconds, 1), **results, "environment": environment()})
     report.say(f"{seconds:.0f} s; see {path}")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file for people to read."""
-    path.write_text(to_json(value) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-      OSError: if it cannot be opened.
-      ValueError: if it is damaged, with its name.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
-
-
-def to_json(value: Any) -> str:
-    """JSON for people to read, of what `report.plain` can turn into it."""
-    return json.dumps(report.plain(value), indent=2, allow_nan=False)
 
 
 def environment() -> dict[str, Any]:

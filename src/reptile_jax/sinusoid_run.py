@@ -9,70 +9,94 @@ import optax
 
 from reptile_jax import evaluate, models, presets, report, runs
 from reptile_jax.reptile import LossFn, meta_learner, reptile
-from reptile_jax.sinusoids import sinusoids
+from reptile_jax.sinusoids import Sinusoids, sinusoids
 
 SHOWN_STEPS = (0, 1, 2, 4, 8, 16, 32)  # in the sine waves' table
 DRAWN_STEPS = (0, 1, 8, 32)  # in their picture
 
 
-def train(config: presets.Sinusoid, out: Path | None = None) -> Path:
+def train(
+    config: presets.Sinusoid, out: Path | None = None, on_metrics: runs.OnMetrics | None = None
+) -> Path:
     """The sine waves: trains, compares with two other initialisations, draws. Returns the run."""
-    started = time.monotonic()
     presets.check(config)
+    _distributions(config)  # before there is a run
+    return _train(config, runs.create(out, "sinusoid", config), on_metrics)
+
+
+def resume(run: Path, on_metrics: runs.OnMetrics | None = None) -> Path:
+    """Goes on with a run from its newest checkpoint, as if it had never stopped.
+
+    Joint training, which it is compared with, starts over.
+    """
+    config = runs.load_config(run)
+    if not isinstance(config, presets.Sinusoid):
+        raise ValueError(f"{run} is not a run on the sine waves.")
+    return _train(config, run, on_metrics)
+
+
+def problem_of(config: presets.Sinusoid) -> runs.Problem:
+    """The network, the inner optimiser and the learner of a configuration."""
+    model, inner = models.MLP(), optax.sgd(config.inner_rate)
+    loss_fn = models.squared_error(model.apply)
+    anneal = optax.linear_schedule(config.meta_rate, 0.0, config.meta_steps)
+    # Side by side: networks as small as this gain more from fewer operations than they lose.
+    learner = meta_learner(
+        reptile(loss_fn, inner), optax.sgd(anneal), tasks_at_once=config.meta_batch
+    )
+    init_key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    first_state = lambda: learner.init(jax.jit(model.init)(init_key, jnp.zeros((1, 1))))
+    return runs.Problem(model, loss_fn, inner, learner, first_state)
+
+
+def _train(config: presets.Sinusoid, folder: Path, on_metrics: runs.OnMetrics | None) -> Path:
+    """Trains from where the run stands, then joint training; evaluates both."""
+    started = time.monotonic()
+    training, joint, held_out = _distributions(config)
+    problem = problem_of(config)
+    train_key, eval_key = (jax.random.fold_in(jax.random.key(config.seed), use) for use in (1, 2))
+    learn = lambda folder, title, state, waves: (
+        runs.meta_train(
+            folder, title, problem.learner, state, waves, train_key, config, on_metrics
+        ).params
+    )
+    score = _scoring(problem.model.apply, problem.loss_fn)
+    with runs.resumable(folder):
+        state = runs.restore_or_start(folder, problem)
+        initialisations = {
+            "Reptile": learn(folder, "Reptile", state, training),
+            "random": problem.first_state().params,
+            "joint training": learn(None, "joint training", problem.first_state(), joint),
+        }
+        evaluations = {
+            name: evaluate.evaluate(
+                problem.loss_fn,
+                score,
+                problem.inner_optimizer,
+                params,
+                held_out,
+                eval_key,
+                num_tasks=config.eval_tasks,
+                score_every=1,
+                tasks_at_once=100,
+            )
+            for name, params in initialisations.items()
+        }
+        _tabulate(config, folder, evaluations, started)
+        _draw(folder, evaluations)
+    report.say(f"{time.monotonic() - started:.0f} s in all; the run is in {folder}")
+    return folder
+
+
+def _distributions(config: presets.Sinusoid) -> tuple[Sinusoids, Sinusoids, Sinusoids]:
+    """The waves of training, of joint training, and the held-out ones."""
     training = sinusoids(steps=config.inner_steps, batch_size=config.inner_batch)
     # Reptile with one inner step is joint training: here on the same examples, all at once.
     joint = sinusoids(steps=1, batch_size=config.inner_steps * config.inner_batch)
     held_out = sinusoids(
         shots=config.eval_shots, steps=config.eval_steps, batch_size=config.eval_shots
     )
-    folder = runs.create(out, "sinusoid", config)
-    root = jax.random.key(config.seed)
-    init_key, train_key, eval_key = (jax.random.fold_in(root, use) for use in range(3))
-    model, inner = models.MLP(), optax.sgd(config.inner_rate)
-    loss_fn = models.squared_error(model.apply)
-    params = jax.jit(model.init)(init_key, jnp.zeros((1, 1)))
-    anneal = optax.linear_schedule(config.meta_rate, 0.0, config.meta_steps)
-    # Side by side: networks as small as this gain more from fewer operations than they lose.
-    learner = meta_learner(
-        reptile(loss_fn, inner), optax.sgd(anneal), tasks_at_once=config.meta_batch
-    )
-    learn = lambda title, waves, folder: (
-        runs.meta_train(
-            folder,
-            title,
-            learner,
-            learner.init(params),
-            waves,
-            train_key,
-            until=config.meta_steps,
-            meta_batch=config.meta_batch,
-            steps_per_dispatch=config.steps_per_dispatch,
-        ).params
-    )
-    initialisations = {
-        "Reptile": learn("Reptile", training, folder),
-        "random": params,
-        "joint training": learn("joint training", joint, None),
-    }
-    score = _scoring(model.apply, loss_fn)
-    evaluations = {
-        name: evaluate.evaluate(
-            loss_fn,
-            score,
-            inner,
-            params,
-            held_out,
-            eval_key,
-            num_tasks=config.eval_tasks,
-            score_every=1,
-            tasks_at_once=100,
-        )
-        for name, params in initialisations.items()
-    }
-    _tabulate(config, folder, evaluations, started)
-    _draw(folder, evaluations)
-    report.say(f"{time.monotonic() - started:.0f} s in all; the run is in {folder}")
-    return folder
+    return training, joint, held_out
 
 
 def _scoring(apply: models.Apply, loss_fn: LossFn) -> evaluate.ScoreFn:

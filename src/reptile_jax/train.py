@@ -62,7 +62,8 @@ def train(
         for state, infos in train(learner, state, distribution, key, until=1000, meta_batch=5):
             print(int(state.step), infos.losses.mean())
 
-    Dispatches end at multiples of `steps_per_dispatch`, so a run that is resumed is cut as before.
+    A state from `checkpoint.restore`, with the same key, goes on as if there had been no stop (see
+    there): dispatches end at multiples of `steps_per_dispatch`, so they are cut as before.
     The state given, and each one yielded, is used up by the next dispatch.
 
     Raises:

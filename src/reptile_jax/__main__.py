@@ -1,0 +1,7 @@
+"""`python -m reptile_jax` is the command `reptile-jax`."""
+
+import sys
+
+from reptile_jax.cli import main
+
+sys.exit(main())
