@@ -1,6 +1,8 @@
 """Every example runs as it is printed, with fewer meta steps."""
 
 import runpy
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_the_example_runs(path, monkeypatch, capsys):
+def test_the_example_runs(path, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [str(path), "1000"])
+    monkeypatch.setitem(sys.modules, "wandb", None)
     # Optax's own arithmetic is not for strict promotion.
     import jax
 
@@ -22,3 +26,19 @@ def test_the_example_runs(path, monkeypatch, capsys):
 
 def test_there_is_one_for_each_kind_of_parameters():
     assert {path.stem.split("_")[0] for path in EXAMPLES} == {"linen", "nnx", "dict"}
+
+
+def test_the_one_that_logs_goes_on_where_it_was_stopped(monkeypatch, tmp_path):
+    logged = []
+    run = types.SimpleNamespace(log=lambda metrics, step: logged.append((step, metrics["loss"])))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **_: run))
+    monkeypatch.chdir(tmp_path)
+    path = next(path for path in EXAMPLES if "wandb" in path.stem)
+    import jax
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for meta_steps in ("600", "1000"):
+            monkeypatch.setattr("sys.argv", [str(path), meta_steps])
+            runpy.run_path(str(path), run_name="__main__")
+    assert [step for step, _ in logged] == [100, 200, 300, 400, 500, 600, *range(600, 1001, 100)]
+    assert logged[5] == logged[6]  # step 600 was not saved: it is taken again, and is the same
