@@ -2,12 +2,24 @@
 
 import sys
 
-from benchmarks import convolutions, evaluation, family, report, start_up, task_axis, throughput
+from benchmarks import (
+    convolutions,
+    evaluation,
+    family,
+    gpu,
+    measure,
+    report,
+    start_up,
+    task_axis,
+    throughput,
+    time_to_accuracy,
+)
 
 SCRIPTS = {
     "peers": throughput.peers,
     "meta_batches": throughput.meta_batches,
     "convolutions": convolutions.formulations,
+    "pooling": convolutions.pooling,
     "task_axis": task_axis.choices,
     "sampling": task_axis.sampling,
     "dispatch": task_axis.dispatch,
@@ -18,19 +30,31 @@ SCRIPTS = {
 }
 
 
+# What takes arguments of its own.
+COMMANDS = {
+    "gpu": gpu.main,
+    "time_to_accuracy": time_to_accuracy.main,
+    "report": report.main,
+}
+
+
 def main(argv: list[str]) -> int:
-    """Runs the scripts named, all of them by default; `report` writes the tables."""
-    if argv == ["report"]:
-        report.tables()
-        return 0
-    quick = "--quick" in argv
+    """Runs the scripts named, all of them by default, or one command with its arguments.
+
+    With `--quick` everything is small, to see that it runs, and what it writes is kept apart.
+    """
+    if "--quick" in argv:
+        measure.RESULTS = measure.RESULTS / measure.QUICK
+    if argv and argv[0] in COMMANDS:
+        return COMMANDS[argv[0]](argv[1:])
     names = [word for word in argv if word != "--quick"] or list(SCRIPTS)
     unknown = [name for name in names if name not in SCRIPTS]
     if unknown:
-        print(f"no benchmark {', '.join(unknown)}; there are {', '.join(SCRIPTS)}", file=sys.stderr)
+        known = ", ".join([*SCRIPTS, *COMMANDS])
+        print(f"no benchmark {', '.join(unknown)}; there are {known}", file=sys.stderr)
         return 2
     for name in names:
-        SCRIPTS[name](quick)
+        SCRIPTS[name]("--quick" in argv)
     return 0
 
 

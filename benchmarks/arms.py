@@ -5,11 +5,11 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from benchmarks.workloads import Workload
 from reptile_jax import MetaLearner, models
+from reptile_jax.train import meta_steps
 
 
 def stepping(learner: MetaLearner, params, tasks) -> Callable:
@@ -24,7 +24,26 @@ def stepping(learner: MetaLearner, params, tasks) -> Callable:
     return arm
 
 
-class _ObviousNet(nn.Module):
+def dispatching(learner: MetaLearner, workload: Workload, num_steps: int, meta_batch: int):
+    """Takes `num_steps` meta steps in one dispatch, on tasks drawn on the device."""
+    states, key = [learner.init(workload.params)], jax.random.key(0)
+
+    def arm():
+        state, infos = meta_steps(
+            learner,
+            states.pop(),
+            workload.distribution,
+            key,
+            num_steps=num_steps,
+            meta_batch=meta_batch,
+        )
+        states.append(state)
+        return infos
+
+    return arm
+
+
+class ObviousNet(nn.Module):
     """`models.ConvNet` as it is written first: Flax's own convolution, batch norm and pooling."""
 
     like: models.ConvNet
@@ -42,7 +61,7 @@ class _ObviousNet(nn.Module):
 
 def obvious(workload: Workload, model: models.ConvNet, tasks, *, adam: float) -> Callable:
     """`vmap(scan(grad(conv)))`, Adam inside, the mean of the deltas outside; one dispatch."""
-    net = _ObviousNet(model)
+    net = ObviousNet(model)
     inputs = jax.tree.leaves(tasks.support)[0][0, 0]
     variables = net.init(jax.random.key(0), inputs)
     inner = optax.adam(adam, b1=0.0)
@@ -75,19 +94,48 @@ def obvious(workload: Workload, model: models.ConvNet, tasks, *, adam: float) ->
     return arm
 
 
-def bare_products(workload: Workload, num_tasks: int) -> Callable:
+def unrolling(workload: Workload, tasks, unroll: int) -> Callable:
+    """A meta step, all tasks side by side, whose inner scan has `unroll` steps in its body."""
+    inner = workload.inner_optimizer
+
+    def adapt(params, batches):
+        def step(carry, batch):
+            params, state = carry
+            grads = jax.grad(workload.loss_fn)(params, batch)
+            updates, state = inner.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, inner.init(params)), batches, unroll=unroll)[0][0]
+
+    @jax.jit
+    def meta_step(params, support):
+        adapted = jax.vmap(adapt, (None, 0))(params, support)
+        return jax.tree.map(lambda p, a: p + jnp.mean(a - p[None], axis=0), params, adapted)
+
+    held = [workload.params]
+
+    def arm():
+        held[0] = meta_step(held[0], tasks.support)
+        return held[0]
+
+    return arm
+
+
+def bare_products(workload: Workload, num_tasks: int, at_once: int = 1) -> Callable:
     """The matrix products of a meta step and little else, in the same scan over tasks and steps.
 
     Forward, weights' gradient, inputs' gradient for each layer, each by itself. The weights are the
     loop's carry and every product feeds them, so none can be left out or moved out of the loop.
-    The weights' gradient is taken in the cheaper of its two forms, as the library takes it.
+    The weights' gradient is taken in the cheaper of its two forms, as the library takes it. With
+    more tasks `at_once` these are batched products, each task with inputs and weights of its own;
+    a last chunk is run in full.
     """
-    random = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
+    lead = (at_once,) if at_once > 1 else ()
+    draw = lambda *shape: jax.random.normal(jax.random.key(0), (*lead, *shape))
     inputs = [draw(layer.rows, layer.fan_in) for layer in workload.layers]
     weights = [0.01 * draw(layer.fan_in, layer.fan_out) for layer in workload.layers]
 
-    def step(weights, _):
+    def step(weights, inputs):
         moved = []
         for index, (w, x) in enumerate(zip(weights, inputs, strict=True)):
             y = x @ w
@@ -98,11 +146,15 @@ def bare_products(workload: Workload, num_tasks: int) -> Callable:
             if index:
                 gradient += (y @ w.T)[0][:, None]
             moved.append(w - 1e-9 * gradient)
-        return moved, None
+        return moved
+
+    each = jax.vmap(step) if at_once > 1 else step
 
     @jax.jit
-    def run(weights):
-        one_task = lambda weights, _: jax.lax.scan(step, weights, length=workload.steps)
-        return jax.lax.scan(lambda w, _: (one_task(w, None)[0], None), weights, length=num_tasks)[0]
+    def run(weights, inputs):
+        one_step = lambda weights, _: (each(weights, inputs), None)
+        one_task = lambda weights, _: jax.lax.scan(one_step, weights, length=workload.steps)
+        chunk = lambda weights, _: (one_task(weights, None)[0], None)
+        return jax.lax.scan(chunk, weights, length=-(-num_tasks // at_once))[0]
 
-    return lambda: run(weights)
+    return lambda: run(weights, inputs)

@@ -17,6 +17,7 @@ from rich.table import Table
 from reptile_jax.runs import environment
 
 RESULTS = Path(__file__).parent / "results"
+QUICK = "quick"  # the folder inside it for what `--quick` measures, which is no result
 
 
 def interleaved(
@@ -83,22 +84,50 @@ def machine() -> dict[str, Any]:
 
 def save(name: str, title: str, columns: list[str], rows: list[list[str]], data: Any) -> None:
     """Prints a table, and writes it with all that was measured to `results/<name>.json`."""
+    show(title, columns, rows)
+    store(name, title, columns, rows, data, command=name, on=machine())
+
+
+def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Prints a table; its first column is words, the others figures."""
     drawn = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         drawn.add_column(column, justify="right" if index else "left")
     for row in rows:
         drawn.add_row(*row)
     Console(width=140).print(drawn)
-    RESULTS.mkdir(exist_ok=True)
+
+
+def store(
+    name: str,
+    title: str,
+    columns: list[str],
+    rows: list[list[str]],
+    data: Any,
+    *,
+    command: str,
+    on: Mapping[str, Any],
+) -> None:
+    """Writes a table and its data, whole or not at all, so that a run stopped damages none.
+
+    Args:
+      name: of the file, `<name>.json`.
+      command: what to type after `python -m benchmarks` to measure it again.
+      on: the `machine()` it was measured on.
+    """
     content = {
         "title": title,
-        "command": f"python -m benchmarks {name}",
-        "machine": machine(),
+        "command": f"python -m benchmarks {command}",
+        "machine": on,
         "columns": columns,
         "rows": rows,
         "data": data,
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished.replace(path)
 
 
 def _wait(result: Any) -> None:

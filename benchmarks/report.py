@@ -9,8 +9,9 @@ _README = Path(__file__).parent / "README.md"
 _START, _END = "<!-- tables -->", "<!-- end of tables -->"
 
 
-def tables() -> None:
+def main(argv: list[str]) -> int:
     """Rewrites the part of the README between its two markers."""
+    del argv
     parts = []
     for path in sorted(measure.RESULTS.glob("*.json")):
         content = json.loads(path.read_text())
@@ -32,3 +33,4 @@ def tables() -> None:
     before, _, rest = _README.read_text().partition(_START)
     _, _, after = rest.partition(_END)
     _README.write_text(f"{before}{_START}\n\n" + "\n".join(parts) + f"{_END}{after}")
+    return 0

@@ -1,6 +1,7 @@
 """What is measured: the paper's networks and inner loops, on made data of the real shapes."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,6 +25,11 @@ class Layer(NamedTuple):
     def flops(self, first: bool) -> int:
         """Forward, the weights' gradient, and the inputs' in all layers but the first."""
         return 2 * self.rows * self.fan_in * self.fan_out * (2 if first else 3)
+
+    def bytes(self, first: bool) -> int:
+        """What these products read and write, each operand and result once, in float32."""
+        operands = self.rows * (self.fan_in + self.fan_out) + self.fan_in * self.fan_out
+        return 4 * operands * (2 if first else 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +58,13 @@ class Workload:
         """Floating-point operations of one task's matrix products."""
         return self.steps * sum(layer.flops(i == 0) for i, layer in enumerate(self.layers))
 
+    @property
+    def bytes(self) -> int:
+        """Memory traffic of one task's matrix products: the least that these products need."""
+        return self.steps * sum(layer.bytes(i == 0) for i, layer in enumerate(self.layers))
 
+
+@functools.cache
 def few_shot(preset: str) -> Workload:
     """A row of the paper, on random images."""
     config = presets.PAPER[preset]
@@ -86,18 +98,24 @@ def few_shot(preset: str) -> Workload:
     )
 
 
+@functools.cache
 def sinusoid(steps: int = 32) -> Workload:
     """The sine waves' network, 32 inner steps of batch 10 as in the paper's evaluation."""
     model = models.MLP()
     return Workload(
         "sinusoid",
-        model.init(jax.random.key(0), jnp.zeros((1, 1))),
+        jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1))),
         models.squared_error(model.apply),
         optax.sgd(0.02),
         sinusoids(steps=steps, batch_size=10),
         "fresh",
         (Layer(10, 1, 64), Layer(10, 64, 64), Layer(10, 64, 1)),
     )
+
+
+def named(name: str) -> Workload:
+    """A row of the paper, or "sinusoid"."""
+    return sinusoid() if name == "sinusoid" else few_shot(name)
 
 
 def _convnet_layers(

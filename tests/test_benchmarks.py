@@ -1,8 +1,10 @@
 """The arms that the benchmarks compare take the same meta step, and count the same work."""
 
 import functools
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,33 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import arms, measure, workloads
+from benchmarks import __main__ as command_line
+from benchmarks import (
+    arms,
+    convolutions,
+    correctness,
+    gpu,
+    gpu_questions,
+    measure,
+    time_to_accuracy,
+    workloads,
+)
 
-from reptile_jax import Batch, Task, meta_learner, models, reptile
+from reptile_jax import Batch, Task, datasets, fewshot_run, meta_learner, models, presets, reptile
+
+
+@pytest.fixture(autouse=True)
+def relaxed():
+    """Benchmarks are written as users write: their arithmetic may promote."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """A folder of results that is not the committed one."""
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    return tmp_path
 
 
 def test_the_work_of_the_papers_meta_step_is_counted_right():
@@ -25,12 +51,14 @@ def test_the_work_of_the_papers_meta_step_is_counted_right():
     np.testing.assert_allclose(5 * workload.flops, 3.93e9, rtol=0.01)
 
 
-def test_bare_products_feed_the_weights():
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_bare_products_feed_the_weights(at_once):
     layers = (workloads.Layer(4, 3, 2), workloads.Layer(4, 2, 3))
     workload = workloads.Workload("", None, None, None, None, "fresh", layers)
     object.__setattr__(workload, "distribution", type("", (), {"steps": 2}))
-    weights = arms.bare_products(workload, 3)()
-    assert [w.shape for w in weights] == [(3, 2), (2, 3)]
+    weights = arms.bare_products(workload, 3, at_once)()
+    assert [w.shape[-2:] for w in weights] == [(3, 2), (2, 3)]
+    assert all(w.shape[:-2] == ((2,) if at_once == 2 else ()) for w in weights)
     assert all(np.isfinite(w).all() for w in weights)
 
 
@@ -71,3 +99,133 @@ def test_timing_takes_turns_and_keeps_every_round():
     assert "".join(calls) == "aabb" + "ab" * 3
     assert len(measured["a"]["ms"]) == 3
     assert measure.paired_ratio({"ms": [2.0, 9.0, 4.0]}, {"ms": [1.0, 1.0, 1.0]}) == 4.0
+
+
+@pytest.mark.parametrize(("stride", "size"), [(1, 5), (2, 6)])
+def test_every_formulation_is_the_same_convolution(stride, size):
+    """One step of gradient descent for two tasks under vmap, in image and kernel."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    kernel = jax.random.normal(keys[0], (2, 3, 3, 2, 3))
+    image = jax.random.normal(keys[1], (2, 2, size, size, 2))
+
+    def gradients(way, axis=jax.vmap):
+        loss = lambda kernel, image: jnp.sum(jnp.sin(way(image, kernel, stride)))
+        return axis(jax.grad(loss, (0, 1)))(kernel, image)
+
+    ways = ("ours", "canonical", "batch_groups", "shifted_slices", "nine_products", "native")
+
+    @jax.jit
+    def run():
+        found = {way: gradients(getattr(convolutions, way)) for way in ways}
+        return {**found, "in a loop": gradients(convolutions.ours, convolutions.one_after_another)}
+
+    found = run()
+    right = found.pop("native")
+    for way, both in found.items():
+        for a, b in zip(both, right, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5, err_msg=way)
+
+
+def test_batch_groups_stand_in_the_program_as_meant():
+    """`vmap(grad)` of the native one has feature groups, of this one batch groups."""
+    image, kernel = jnp.ones((2, 1, 4, 4, 2)), jnp.ones((2, 3, 3, 2, 2))
+
+    def lowered(way):
+        loss = lambda kernel, image: jnp.sum(jnp.sin(way(image, kernel, 1)))
+        return jax.jit(jax.vmap(jax.grad(loss))).lower(kernel, image).as_text()
+
+    assert "batch_group_count = 2" in lowered(convolutions.batch_groups)
+    assert "batch_group_count = 2" not in lowered(convolutions.native)
+
+
+def test_quick_results_are_kept_apart(results, monkeypatch):
+    """A quick run overwrites no result, and the report reads none of a quick run's."""
+
+    def script(quick):
+        measure.save("speed", "Speed", ["what", "ms"], [["a", "quick" if quick else "1.0"]], {})
+
+    monkeypatch.setitem(command_line.SCRIPTS, "speed", script)
+    assert command_line.main(["speed"]) == 0
+    assert command_line.main(["speed", "--quick"]) == 0
+    rows = lambda path: json.loads(path.read_text())["rows"]
+    assert rows(results / "speed.json") == [["a", "1.0"]]
+    assert rows(results / "quick" / "speed.json") == [["a", "quick"]]
+
+
+def test_a_benchmark_that_does_not_exist_is_named(capsys):
+    assert command_line.main(["nothing"]) == 2
+    assert "nothing; there are peers" in capsys.readouterr().err
+
+
+def test_the_gpu_suite_runs_on_a_cpu_at_a_tiny_size(results, capsys):
+    assert gpu.main(["limits", "--quick"]) == 0
+    content = json.loads((results / "gpu_limits.json").read_text())
+    assert content["machine"]["backend"] == "cpu"
+    assert content["title"].endswith(f"({content['machine']['device']})")
+    assert [row[:2] for row in content["rows"]][-1] == ["copy", ""]
+    assert all("/s" in row[2] for row in content["rows"])
+
+
+def test_the_gpu_suite_refuses_to_measure_a_cpu(results):
+    with pytest.raises(SystemExit, match="no GPU here"):
+        gpu.main(["limits"])
+    assert not list(results.iterdir())
+
+
+def test_the_gpu_suite_says_what_no_time_was_left_for_and_what_failed(capsys, monkeypatch):
+    def cells(quick):
+        yield ["a"], lambda: (["1"], {})
+        yield ["b"], lambda: 1 / 0
+
+    question = gpu_questions.Question(cells, "", ("what",), ("figure",), 1.0)
+    monkeypatch.setitem(gpu.QUESTIONS, "one", question)
+    said = []
+    for seconds in (60.0, -1.0):
+        gpu.answer("one", seconds, True)
+        lines = capsys.readouterr().out.splitlines()[1:]
+        said.append([json.loads(line)["row"] for line in lines])
+    assert said[0][0] == ["a", "1"]
+    assert "ZeroDivisionError" in said[0][1][1]
+    assert said[1] == [["a", "no time was left"], ["b", "no time was left"]]
+
+
+@pytest.mark.parametrize("precision", ["highest", None])
+def test_gradients_are_right_on_this_device(precision):
+    error = correctness.convolution_error(2, precision)
+    assert 1e-9 < error < correctness.TOLERANCES["float32" if precision else "bfloat16"]
+
+
+def test_the_meta_step_agrees_with_its_double_precision_reference():
+    net = models.ConvNet(3, features=4, pool=True, blocks=1)
+    assert correctness.meta_step_error(net, 7, 2, "highest") < 1e-5
+
+
+def test_unrolling_does_not_change_the_meta_step():
+    workload = workloads.sinusoid(steps=2)
+    tasks = workload.tasks(2)
+    plain, unrolled = (arms.unrolling(workload, tasks, n)() for n in (1, 2))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, unrolled)
+
+
+def test_time_to_accuracy_keeps_characters_apart_and_times_training_alone(capsys):
+    images = np.random.default_rng(0).integers(0, 256, (16, 3, 14, 14, 1)).astype(np.uint8)
+    names = tuple(f"{c}{turn}" for c in "abcd" for turn in ("", "+90", "+180", "+270"))
+    whole = datasets.ImageSplits(datasets.equal_classes(images), None, names, ())
+    splits = time_to_accuracy.keep_apart(whole, 2)
+    assert splits.train_names == names[:8]
+    assert splits.test_names == ("c", "d")
+    starts = splits.test.starts
+    np.testing.assert_array_equal(splits.test.images[starts], images[[8, 12], 0])
+    config = presets.FewShotImages(
+        ways=2, train_shots=2, inner_steps=1, meta_batch=1, meta_steps=2, eval_steps=1
+    )
+    apply = lambda params, images: images.reshape(images.shape[0], -1) @ params
+    loss_fn, inner = models.cross_entropy(apply), optax.sgd(0.1)
+    learner = meta_learner(reptile(loss_fn, inner), optax.sgd(1.0))
+    first_state = lambda key: learner.init(jnp.zeros((14 * 14, 2)))
+    net = SimpleNamespace(apply=apply)
+    problem = fewshot_run.Problem(net, loss_fn, inner, learner, first_state)
+    curve = time_to_accuracy.measured(config, problem, splits, every=1, num_tasks=2)
+    assert [point.meta_steps for point in curve] == [0, 1, 2][: len(curve)]
+    assert curve[0].seconds == 0.0 < curve[1].seconds
+    assert all(0 <= point.accuracy <= 100 for point in curve)
