@@ -34,7 +34,7 @@ SCRIPTS = {
 COMMANDS = {
     "gpu": gpu.main,
     "time_to_accuracy": time_to_accuracy.main,
-    "report": report.main,
+    "report": lambda argv: report.write(SCRIPTS),
 }
 
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     if "--quick" in argv:
         measure.RESULTS = measure.RESULTS / measure.QUICK
     if argv and argv[0] in COMMANDS:
-        return COMMANDS[argv[0]](argv[1:])
+        return COMMANDS[argv[0]](argv[1:]) or 0
     names = [word for word in argv if word != "--quick"] or list(SCRIPTS)
     unknown = [name for name in names if name not in SCRIPTS]
     if unknown:

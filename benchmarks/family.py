@@ -15,7 +15,12 @@ FAMILY = {"Reptile": reptile, "FOMAML": fomaml, "MAML": maml}
 
 
 def memory(quick: bool = False) -> None:
-    """Time, and the compiled program's temporary memory, for 1 to 50 inner steps."""
+    """Time and memory of a meta step by its number of inner steps.
+
+    Reptile and FOMAML keep one step's activations, whatever their number; MAML differentiates
+    through the inner loop and keeps those of all. The memory is what the compiled program asks for
+    besides its arguments and results.
+    """
     rounds = 2 if quick else 5
     workload = workloads.few_shot("o15")
     batches = workload.tasks(1).support
@@ -70,7 +75,10 @@ print(json.dumps({"parameters": layers * width**2, "bytes": peak() - before}))
 
 
 def large_model(quick: bool = False) -> None:
-    """The process's peak memory over what it had before, as a multiple of the parameters' size."""
+    """How large a model fits: the process's peak memory as a multiple of the parameters' size.
+
+    At most 6 is aimed at. What the process held before it made the parameters is taken off.
+    """
     rows, data = [], []
     for width in (500,) if quick else (1250, 2500, 5000):
         out = subprocess.run(

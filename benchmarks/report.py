@@ -1,36 +1,62 @@
-"""Turns the JSON under `results/` into the tables of `README.md`: none is typed by hand."""
+"""Turns the JSON under `results/` into the tables and figures of `README.md`; none is by hand."""
 
+import inspect
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from benchmarks import measure
+from benchmarks import gpu_questions, measure, plots, time_to_accuracy
 
-_README = Path(__file__).parent / "README.md"
+README = Path(__file__).parent / "README.md"
 _START, _END = "<!-- tables -->", "<!-- end of tables -->"
 
 
-def main(argv: list[str]) -> int:
-    """Rewrites the part of the README between its two markers."""
-    del argv
+def write(scripts: Mapping[str, Callable]) -> None:
+    """Rewrites the part of the README between its two markers, and the figures.
+
+    Above each table stands what its script's docstring says of it.
+    """
     parts = []
     for path in sorted(measure.RESULTS.glob("*.json")):
         content = json.loads(path.read_text())
         if "columns" not in content:
             continue
-        machine = content["machine"]
-        versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if k != "numpy")
-        parts += [
-            f"### {content['title']}",
-            "",
-            f"`{content['command']}`, [{path.name}](results/{path.name}); {machine['cpu']}, "
-            f"{machine['cores']} cores, {machine['device']}; {versions}; {machine['date']}.",
-            "",
-            "| " + " | ".join(content["columns"]) + " |",
-            "|---" + "|---:" * (len(content["columns"]) - 1) + "|",
-            *("| " + " | ".join(row) + " |" for row in content["rows"]),
-            "",
-        ]
-    before, _, rest = _README.read_text().partition(_START)
+        parts += [f"### {content['title']}", "", reading(path.stem, scripts), ""]
+        if path.stem in plots.FIGURES:
+            plots.FIGURES[path.stem](content, path.with_suffix(".png"))
+            parts += [f"![{content['title']}](results/{path.stem}.png)", ""]
+        parts += [*_table(content), "", f"{_source(path, content)}", ""]
+    before, _, rest = README.read_text().partition(_START)
     _, _, after = rest.partition(_END)
-    _README.write_text(f"{before}{_START}\n\n" + "\n".join(parts) + f"{_END}{after}")
-    return 0
+    README.write_text(f"{before}{_START}\n\n" + "\n".join(parts) + f"{_END}{after}")
+
+
+def reading(name: str, scripts: Mapping[str, Callable]) -> str:
+    """What the table of that name says, in the words of the script that measures it."""
+    question = gpu_questions.QUESTIONS.get(name.removeprefix("gpu_"))
+    if name in scripts:
+        script = scripts[name]
+    elif name.startswith("gpu_") and question:
+        script = question.cells
+    else:
+        script = time_to_accuracy.measured if name.startswith("time_to_accuracy") else None
+    return " ".join((inspect.getdoc(script) or "").split()) if script else ""
+
+
+def _table(content: dict[str, Any]) -> list[str]:
+    columns = content["columns"]
+    return [
+        "| " + " | ".join(columns) + " |",
+        "|---" + "|---:" * (len(columns) - 1) + "|",
+        *("| " + " | ".join(row) + " |" for row in content["rows"]),
+    ]
+
+
+def _source(path: Path, content: dict[str, Any]) -> str:
+    machine = content["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if k != "numpy")
+    return (
+        f"`{content['command']}`, [{path.name}](results/{path.name}); {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['device']}; {versions}; {machine['date']}."
+    )

@@ -30,7 +30,12 @@ print(json.dumps([imported - begin, made - imported, first - made, second - firs
 
 
 def first_step(quick: bool = False) -> None:
-    """Import, set-up, first meta step (trace and compile) and second, with and without a cache."""
+    """What one waits for before the first meta step, with and without a compilation cache.
+
+    A fresh process imports the library, makes a network and tasks, and takes a step, which is
+    traced and compiled; the second step shows what a step takes by itself. The command line keeps
+    a compilation cache.
+    """
     repeats = 1 if quick else 5
     rows, data = [], {}
     with tempfile.TemporaryDirectory() as cache:

@@ -54,8 +54,8 @@ def choices(quick: bool = False) -> None:
 def sampling(quick: bool = False) -> None:
     """What drawing tasks costs, as a share of the meta step that uses them; it should be under 5%.
 
-    Both are five tasks, one after another for images and side by side for sine waves. Below it,
-    the ways to draw the distinct classes of an episode.
+    Five tasks are drawn as the step runs them, side by side or one after another. Below it, the
+    ways to draw the distinct classes of an episode.
     """
     rounds = 2 if quick else 9
     rows, data = [], {}

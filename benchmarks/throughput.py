@@ -25,7 +25,12 @@ def ours(workload: Workload, tasks, at_once: int | None = None):
 
 
 def peers(quick: bool = False) -> None:
-    """The paper's meta step of five tasks, in this library and in others' hands."""
+    """The time of one meta step of five tasks, in this library and in others' hands.
+
+    All take the same step from the same parameters on the same tasks. "Bare matrix products" are
+    the step's products in the same loops and nothing else, which no program can do without;
+    `vmap(scan(conv))` is how one first writes it in JAX.
+    """
     import torch  # the other scripts do without
 
     from benchmarks import torch_arms

@@ -77,7 +77,11 @@ def measured(
     every: int,
     num_tasks: int,
 ) -> list[Point]:
-    """The curve, from the initial parameters to the highest level or the last meta step."""
+    """Held-out accuracy by seconds of training, without compilation and evaluation.
+
+    The held-out characters are the last of those for training, kept apart with all their turns; no
+    test character is looked at. The curve ends at the highest level or the last meta step.
+    """
     tasks, episodes = training_tasks(config, splits), held_out_tasks(config, splits)
     root = jax.random.key(config.seed)
     first = lambda: problem.first_state(jax.random.fold_in(root, 0))

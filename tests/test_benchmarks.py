@@ -22,6 +22,7 @@ from benchmarks import (
     gpu,
     gpu_questions,
     measure,
+    report,
     time_to_accuracy,
     workloads,
 )
@@ -229,3 +230,32 @@ def test_time_to_accuracy_keeps_characters_apart_and_times_training_alone(capsys
     assert [point.meta_steps for point in curve] == [0, 1, 2][: len(curve)]
     assert curve[0].seconds == 0.0 < curve[1].seconds
     assert all(0 <= point.accuracy <= 100 for point in curve)
+
+
+def test_the_report_shows_tables_figures_and_what_they_say(results, monkeypatch):
+    """Quick results are not read; a size that was left out of the measurement is no point."""
+    readme = results / "README.md"
+    readme.write_text("before\n<!-- tables -->old<!-- end of tables -->after\n")
+    monkeypatch.setattr(report, "README", readme)
+    cell = lambda ms: {"ours": {"median": ms}, "bare": {"median": ms / 2}}
+    data = {"o15 x 1": cell(1.0), "o15 x 4": cell(4.0), "o15 x 16": {"left out": 99}}
+    for folder in (results, results / "quick"):
+        monkeypatch.setattr(measure, "RESULTS", folder)
+        measure.save("meta_batches", f"In {folder.name}", ["what", "ms"], [["o15", "1.0"]], data)
+    monkeypatch.setattr(measure, "RESULTS", results)
+    report.write(command_line.SCRIPTS)
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- tables -->\n")
+    assert text.endswith("-->after\n")
+    assert text.count("###") == 1
+    assert "old" not in text
+    assert "| what | ms |\n|---|---:|\n| o15 | 1.0 |" in text
+    assert "Tasks per second by the size of the meta-batch" in text
+    assert "(results/meta_batches.png)" in text
+    assert 5_000 < (results / "meta_batches.png").stat().st_size < 60_000
+
+
+def test_every_table_of_results_can_be_told_in_words():
+    names = [*command_line.SCRIPTS, *(f"gpu_{name}" for name in gpu.QUESTIONS)]
+    for name in (*names, "time_to_accuracy_o15"):
+        assert len(report.reading(name, command_line.SCRIPTS)) > 40, name
