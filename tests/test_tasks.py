@@ -1,6 +1,7 @@
 """Mini-batches, and the sine waves drawn as tasks."""
 
 import collections
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 import reptile_jax as rj
 from reptile_jax.sinusoids import sinusoids
-from reptile_jax.tasks import minibatch_order
+from reptile_jax.tasks import minibatch_order, shuffles
 
 
 @pytest.mark.parametrize(("examples", "steps", "batch_size"), [(6, 3, 2), (5, 4, 3), (4, 3, 7)])
@@ -86,6 +87,26 @@ def test_support_points_lie_on_the_wave_and_one_epoch_has_each_once():
     few = sinusoids(shots=10, steps=32).sample(jax.random.key(3)).support.inputs
     assert all(len(set(np.asarray(batch).reshape(-1).tolist())) == 10 for batch in few)
     assert len(set(np.asarray(few).reshape(-1).tolist())) == 10
+
+
+def test_chosen_points_are_any_of_the_grid_alike():
+    """Over many tasks each point is chosen as often, and comes in each place as often."""
+    draw = sinusoids(shots=3, points=5, steps=1, batch_size=2).sample
+    inputs = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 10_000)).support.inputs
+    place = np.round((np.asarray(inputs)[:, 0, :, 0] + 5) / 2.5).astype(int)
+    pairs, counts = np.unique(place, axis=0, return_counts=True)
+    assert len(pairs) == 20
+    np.testing.assert_allclose(counts, 500, atol=5 * 500**0.5)
+
+
+def test_shuffles_are_uniform_permutations():
+    words = jax.random.bits(jax.random.key(1), (24_000, 4))
+    orders, counts = np.unique(np.asarray(shuffles(words)), axis=0, return_counts=True)
+    np.testing.assert_array_equal(orders, list(itertools.permutations(range(4))))
+    np.testing.assert_allclose(counts, 1000, atol=5 * 1000**0.5)
+    long = shuffles(jax.random.bits(jax.random.key(2), (7, 50)))
+    np.testing.assert_array_equal(np.sort(long), np.tile(np.arange(50), (7, 1)))
+    assert len({tuple(row) for row in np.asarray(long).tolist()}) == 7
 
 
 def test_bad_waves_are_named():

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reptile_jax.tasks import Batch, Key, Task, check_integers, minibatches
+from reptile_jax.tasks import Batch, Key, Task, check_integers, shuffles
 
 
 @jax.tree_util.register_dataclass
@@ -25,20 +25,31 @@ class Sinusoids:
     batch_size: int = dataclasses.field(metadata={"static": True})
 
     def sample(self, key: Key) -> Task:
-        """One wave: support `[steps, batch_size, 1]`, and for a query the grid `[points, 1]`."""
-        amplitude_key, phase_key, shots_key, batches_key = jax.random.split(key, 4)
-        amplitude = jax.random.uniform(
-            amplitude_key, minval=self.amplitude[0], maxval=self.amplitude[1]
+        """One wave: support `[steps, batch_size, 1]`, and for a query the grid `[points, 1]`.
+
+        Mini-batches are those of `tasks.minibatches`. All of a task's random words come from one
+        call, since on a CPU the calls, and sorting keys with their indices, cost most of a draw.
+        """
+        subset = self.points if self.shots < self.points else 0  # words to choose it
+        whole = self.batch_size % self.shots == 0  # a shuffle would change no batch's contents
+        passes = 0 if whole else -(-self.steps * self.batch_size // self.shots)
+        words = jax.random.bits(key, (2 + subset + passes * self.shots,), jnp.uint32)
+        wave_words, subset_words, order_words = jnp.split(words, [2, 2 + subset])
+        amplitude, phase = (
+            low + (high - low) * word
+            for (low, high), word in zip(
+                (self.amplitude, self.phase), wave_words.astype(float) * 2.0**-32, strict=True
+            )
         )
-        phase = jax.random.uniform(phase_key, minval=self.phase[0], maxval=self.phase[1])
         x = jnp.linspace(*self.inputs, self.points)[:, None]
         wave = Batch(x, amplitude * jnp.sin(x + phase))
-        given = wave
-        if self.shots < self.points:
-            chosen = jax.random.permutation(shots_key, self.points)[: self.shots]
-            given = jax.tree.map(lambda leaf: leaf[chosen], wave)
-        support = minibatches(batches_key, given, steps=self.steps, batch_size=self.batch_size)
-        return Task(support, wave)
+        index = shuffles(subset_words[None])[0, : self.shots] if subset else jnp.arange(self.points)
+        if whole:
+            order = jnp.tile(index, self.steps * (self.batch_size // self.shots))
+        else:
+            order = index[shuffles(order_words.reshape(passes, self.shots)).reshape(-1)]
+        order = order[: self.steps * self.batch_size].reshape(self.steps, self.batch_size)
+        return Task(jax.tree.map(lambda leaf: leaf[order], wave), wave)
 
 
 def sinusoids(

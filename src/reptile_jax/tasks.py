@@ -107,6 +107,19 @@ def minibatch_order(
     return shuffles.reshape(-1)[: steps * batch_size].reshape(steps, batch_size)
 
 
+def shuffles(words: jax.Array) -> jax.Array:
+    """Uniform permutations `[shuffles, size]` by sorting random words `[shuffles, size]` uint32.
+
+    An index stands in the low bits of its word, so that words are sorted alone: on a CPU many times
+    faster than `jax.random.permutation`, which sorts pairs. Words alike in all other bits keep
+    their order, which makes i come before j with probability 1/2 + size / 2^32 at most.
+    """
+    size = words.shape[-1]
+    low = (1 << (size - 1).bit_length()) - 1
+    mask, index = jnp.uint32(low), jnp.arange(size, dtype=jnp.uint32)[None]
+    return (jnp.sort((words & ~mask) | index, stable=False) & mask).astype(jnp.int32)
+
+
 def check_integers(least: int = 1, **values: Any) -> None:
     """Raises for a value that is not an integer of at least `least` that fits in 32 bits.
 
