@@ -1,10 +1,14 @@
-"""`python -m benchmarks NAME [--quick]`: one question, one table, one JSON file."""
+"""`python -m benchmarks NAME [--quick]`: one question, one table, one JSON file.
+
+And the experiments, of many arms each: `python -m benchmarks EXPERIMENT --data DIR --size SIZE`.
+"""
 
 import sys
 
 from benchmarks import (
     convolutions,
     evaluation,
+    experiments,
     family,
     gpu,
     measure,
@@ -47,6 +51,8 @@ def main(argv: list[str]) -> int:
         measure.RESULTS = measure.RESULTS / measure.QUICK
     if argv and argv[0] in COMMANDS:
         return COMMANDS[argv[0]](argv[1:]) or 0
+    if argv and argv[0] in (*experiments.EXPERIMENTS, experiments.PAGE):
+        return experiments.main(argv)
     names = [word for word in argv if word != "--quick"] or list(SCRIPTS)
     unknown = [name for name in names if name not in SCRIPTS]
     if unknown:

@@ -1,0 +1,189 @@
+"""Reptile, FOMAML and MAML on the same problems: what is trained on what, at which rates to try."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from benchmarks import seeds, sine_experiment
+from reptile_jax import fewshot, fomaml, maml, models, reptile
+from reptile_jax.omniglot import load_omniglot
+from reptile_jax.sinusoids import sinusoids
+
+INNER_STEPS = 5  # of every method in training
+# Gradients of one task's meta-gradient: the inner ones, the query's, and for MAML the products of
+# the way back through the inner steps, each counted as one gradient.
+GRADIENTS = {"Reptile": INNER_STEPS, "FOMAML": INNER_STEPS + 1, "MAML": 2 * INNER_STEPS + 1}
+META_BATCH = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How long and how many. Budgets are in MAML's meta steps."""
+
+    seeds: int
+    sine_budgets: tuple[int, ...]
+    sine_tuning_steps: int
+    sine_tasks: int
+    omniglot_budgets: tuple[int, ...]
+    omniglot_tuning_steps: int
+    omniglot_tasks: int
+    omniglot_eval_steps: int  # a multiple of 5
+    stability_steps: int
+    stability_grid: int  # rates on each side
+    stability_seeds: int
+    timing_rounds: int
+
+
+SIZES = {
+    "tiny": Size(2, (10, 20), 10, 10, (2,), 2, 3, 5, 10, 2, 2, 2),
+    "small": Size(3, (300, 1000, 3000), 1000, 200, (100, 300), 100, 60, 25, 500, 6, 5, 7),
+    "full": Size(
+        10, (1000, 3000, 10_000, 30_000), 5000, 1000, (1000, 10_000, 60_000), 2000, 1000, 50,
+        5000, 10, 10, 15,
+    ),
+}  # fmt: skip
+
+
+class Entrant(NamedTuple):
+    """A method on a problem: what it trains on, and the rates that it may choose from."""
+
+    method: seeds.Method
+    training: Any  # p(τ) of all training data
+    tuning: Any  # p(τ) of what is left of it without the validation data
+    inner_rates: Sequence[float]
+    outer_rates: Sequence[float]
+
+
+class Problem(NamedTuple):
+    """What is learned, and how it is scored: the same for every method."""
+
+    entrants: Mapping[str, Entrant]
+    loss_fn: Any
+    init: Any
+    score_fn: Any  # a dictionary of scores
+    higher: bool  # is better
+    validation: Any  # p(τ)
+    held_out: Any
+    score_every: int
+    num_tasks: int
+    budgets: Sequence[int]
+    tuning_steps: int
+    steps_timed: int
+    side_by_side: bool
+
+
+# MAML's outer rates are Adam's; Reptile's are the paper's ε. Programs are compiled by method.
+SGD = {
+    "Reptile": seeds.Method(reptile, optax.sgd, optax.sgd),
+    "FOMAML": seeds.Method(fomaml, optax.sgd, optax.adam),
+    "MAML": seeds.Method(maml, optax.sgd, optax.adam),
+}
+
+
+def _adam_without_momentum(rate):
+    moment = optax.scale_by_rms(decay=0.999, eps=1e-8, eps_in_sqrt=False, bias_correction=True)
+    return optax.chain(moment, optax.scale(-rate))
+
+
+_OMNIGLOT_REPTILE = seeds.Method(reptile, _adam_without_momentum, optax.sgd, averaged=True)
+
+
+def sine(size: Size) -> Problem:
+    """Sine waves. Each method sees 50 points of a wave: five mini-batches of ten for Reptile; for
+    the others ten, five times over as at evaluation, and all of them as the query set.
+
+    Held-out waves are new draws, and so are validation's: no wave is seen twice.
+    """
+    split = sinusoids(shots=10, steps=INNER_STEPS)
+    waves = {"Reptile": sinusoids(steps=INNER_STEPS), "FOMAML": split, "MAML": split}
+    entrants = {
+        name: Entrant(
+            method,
+            waves[name],
+            waves[name],
+            (0.01, 0.02, 0.05, 0.1) if name == "Reptile" else (0.005, 0.01, 0.02, 0.05),
+            (0.5, 1.0, 2.0, 4.0) if name == "Reptile" else (1e-3, 3e-3, 1e-2, 3e-2),
+        )
+        for name, method in SGD.items()
+    }
+    return Problem(
+        entrants,
+        sine_experiment.LOSS,
+        sine_experiment.init,
+        lambda params, task: {"error": sine_experiment.LOSS(params, task.query)},
+        False,
+        sine_experiment.HELD_OUT,
+        sine_experiment.HELD_OUT,
+        1,
+        size.sine_tasks,
+        size.sine_budgets,
+        size.sine_tuning_steps,
+        200,
+        True,
+    )
+
+
+_VALIDATION = 200  # characters of the training split that rates are chosen on
+
+
+def omniglot(data: Path, size: Size) -> Problem:
+    """Omniglot 5-way 1-shot with the paper's network. Each method sees ten images of a class.
+
+    Reptile trains as the paper has it, on five mini-batches of ten of all 50. The others train as
+    they are tested: one image of each class five times over, and the other nine in the query set.
+    Rates are chosen on 200 characters of the training split, without those in training.
+    """
+    splits, model = _omniglot(data), models.omniglot_net(5)
+    classes = 4 * _VALIDATION  # with their turned copies, which follow each character
+    few = functools.partial(fewshot.few_shot, ways=5)
+
+    def entrant(name, method, inner_rates, outer_rates, **episode):
+        episode = {"steps": INNER_STEPS, **episode}
+        return Entrant(
+            method,
+            few(splits.train, **episode),
+            few(_part(splits.train, slice(None, -classes)), **episode),
+            inner_rates,
+            outer_rates,
+        )
+
+    as_tested = {"shots": 1, "query_shots": 9, "batch_size": 5}
+    tested = {"shots": 1, "query_shots": 1, "steps": size.omniglot_eval_steps, "batch_size": 5}
+    entrants = {
+        "Reptile": entrant(
+            "Reptile", _OMNIGLOT_REPTILE, (1e-3, 3e-3), (0.5, 1.0), shots=10, batch_size=10
+        ),
+        **{
+            name: entrant(name, SGD[name], (0.1, 0.4), (1e-3, 3e-3), **as_tested)
+            for name in ("FOMAML", "MAML")
+        },
+    }
+    return Problem(
+        entrants,
+        models.cross_entropy(model.apply),
+        lambda key: model.init(key, jnp.zeros((1, 28, 28, 1))),
+        fewshot.accuracy(model.apply),
+        True,
+        few(_part(splits.train, slice(-classes, None, 4)), **tested),
+        few(splits.test, **tested),
+        5,
+        size.omniglot_tasks,
+        size.omniglot_budgets,
+        size.omniglot_tuning_steps,
+        2,
+        not seeds.sequential_on_cpu(),
+    )
+
+
+@functools.cache
+def _omniglot(data: Path):
+    return load_omniglot(data)
+
+
+def _part(classes: fewshot.ImageClasses, which: slice) -> fewshot.ImageClasses:
+    return classes._replace(starts=classes.starts[which], counts=classes.counts[which])

@@ -1,0 +1,98 @@
+"""Pictures of experiments: curves with their spread over seeds, and heat maps."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from reptile_jax.plots import plt
+
+_MARKERS = "osD^vP*X<>"
+
+
+class Panel(NamedTuple):
+    """Named curves: by name, x `[points]` and values `[seeds, points]`."""
+
+    xlabel: str
+    ylabel: str
+    curves: Mapping[str, tuple[Sequence[float], np.ndarray]]
+    log_x: bool = False
+    log_y: bool = False
+
+
+def panels(path: Path, drawn: Sequence[Panel], *, title: str) -> None:
+    """Draws each curve's mean over seeds, and a band of one standard deviation about it.
+
+    A name has the same colour and marker in all panels, and one legend serves them.
+    """
+    figure, axes = plt.subplots(
+        1, len(drawn), figsize=(4.4 * len(drawn) + 0.6, 4.4), squeeze=False, layout="constrained"
+    )
+    names = list(dict.fromkeys(name for panel in drawn for name in panel.curves))
+    colors = plt.get_cmap("tab10").colors
+    handles = {}
+    for axis, panel in zip(axes[0], drawn, strict=True):
+        for name, (x, values) in panel.curves.items():
+            index = names.index(name)
+            mean, spread = np.mean(values, axis=0), np.std(values, axis=0)
+            style = {"color": colors[index % 10], "marker": _MARKERS[index % 10]}
+            (handles[name],) = axis.plot(x, mean, **style, markersize=4, linewidth=1.3)
+            axis.fill_between(
+                x, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0
+            )
+        axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+        if panel.log_x:
+            axis.set_xscale("log")
+        if panel.log_y:
+            axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=11)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(5, len(handles)),
+        frameon=False,
+    )
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def heat_maps(
+    path: Path,
+    maps: Mapping[str, np.ndarray],
+    rows: Mapping[str, Sequence[float]],
+    columns: Sequence[float],
+    *,
+    title: str,
+    limit: float,
+    share: Mapping[str, np.ndarray],
+) -> None:
+    """Draws one map per name: errors by outer rate (rows, by name) and inner rate (columns).
+
+    Args:
+      maps: by name, errors `[outer, inner]`; dark is good, and all from `limit` on is palest.
+      share: by name, the share `[outer, inner]` of runs that diverged; written where not zero.
+    """
+    low = min(float(np.nanmin(values)) for values in maps.values())
+    figure, axes = plt.subplots(
+        1, len(maps), figsize=(3.9 * len(maps) + 0.8, 4.1), squeeze=False, layout="constrained"
+    )
+    for axis, (name, values) in zip(axes[0], maps.items(), strict=True):
+        shown = np.where(np.isfinite(values), np.minimum(values, limit), limit)
+        image = axis.imshow(
+            np.log10(shown), cmap="viridis", vmin=np.log10(low), vmax=np.log10(limit), aspect="auto"
+        )
+        for (row, column), diverged in np.ndenumerate(share[name]):
+            if diverged > 0:
+                axis.text(column, row, f"{100 * diverged:.0f}", ha="center", va="center", size=8)
+        axis.set_xticks(range(len(columns)), [f"{rate:g}" for rate in columns], rotation=60)
+        axis.set_yticks(range(len(rows[name])), [f"{rate:g}" for rate in rows[name]])
+        axis.set(title=name, xlabel="inner rate", ylabel="outer rate")
+    bar = figure.colorbar(image, ax=axes[0], label="median error, logarithmic")
+    ticks = np.linspace(np.log10(low), np.log10(limit), 5)
+    bar.set_ticks(ticks, labels=[f"{10**tick:.2g}" for tick in ticks])
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)

@@ -1,0 +1,133 @@
+"""Reptile against MAML, measured: rates chosen, time, accuracy at equal budgets, and stability.
+
+Arms build on each other: rates are chosen on validation tasks first, and the numbers of meta steps
+that take equal time come from the times measured.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import arm_files, contest, measure, outcomes, seeds, stability
+from benchmarks.contest import GRADIENTS, META_BATCH, Problem, Size
+
+_TUNING_SEED = 1000  # of no run that is scored
+
+
+def reptile_vs_maml(data: Path, folder: Path, size: Size, fresh: bool) -> None:
+    """All arms; what they say is in the page, `python -m benchmarks reptile_and_maml`."""
+    for name in stability.METHODS:
+        measured = functools.partial(stability.measured, name, size)
+        settings = stability.settings(name, size)
+        arm_files.run(folder, stability.arm(name), settings, measured, fresh=fresh)
+    stability.draw(folder, size)
+    for kind in outcomes.PROBLEMS:
+        make = contest.sine if kind == "sine" else functools.partial(contest.omniglot, data)
+        _contest(kind, make(size), folder, size, fresh)
+    outcomes.draw(folder, size)
+
+
+def _contest(kind: str, problem: Problem, folder: Path, size: Size, fresh: bool) -> None:
+    measured = functools.partial(_times, problem, size.timing_rounds)
+    arm_files.run(folder, f"{kind}-time", outcomes.time_settings(kind, size), measured, fresh=fresh)
+    for method in GRADIENTS:
+        measured = functools.partial(_tuning, problem, method)
+        settings = outcomes.tuning_settings(kind, method, size)
+        arm_files.run(folder, f"{kind}-{method}-rates", settings, measured, fresh=fresh)
+    for method, of_method in outcomes.lengths(folder, kind, size).items():
+        chosen = outcomes.choice(folder, kind, method, size)
+        for steps in of_method:
+            measured = functools.partial(_trained, problem, method, chosen, steps, size)
+            settings = outcomes.run_settings(kind, method, chosen, steps, size)
+            arm_files.run(folder, f"{kind}-{method}-{steps}", settings, measured, fresh=fresh)
+
+
+def _times(problem: Problem, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a meta step of one run, compiled, many to a dispatch; methods take turns."""
+
+    def stepping(entrant: contest.Entrant):
+        rates = [[entrant.inner_rates[0]], [entrant.outer_rates[0]]]
+        held = [seeds.first(entrant.method, problem.init, [0], *rates)]
+
+        def arm():
+            held.append(_advance(problem, entrant, held.pop(), entrant.training))
+            return held[0].state.step
+
+        return arm
+
+    def _advance(problem, entrant, runs, tasks):
+        return seeds.advance(
+            entrant.method,
+            problem.loss_fn,
+            runs,
+            tasks,
+            problem.steps_timed,
+            10**9,
+            meta_batch=META_BATCH,
+            side_by_side=False,
+        )
+
+    arms = {name: stepping(entrant) for name, entrant in problem.entrants.items()}
+    measured = measure.interleaved(arms, repeats=rounds, seconds=1.0)
+    return {
+        name: measure.spread([ms / problem.steps_timed for ms in times["ms"]])
+        for name, times in measured.items()
+    }
+
+
+def _train_and_score(problem: Problem, entrant, runs, tasks, scored, steps, key) -> Any:
+    """Scores, leaves `[runs, points]`: the mean over the tasks scored."""
+    runs = seeds.advance(
+        entrant.method,
+        problem.loss_fn,
+        runs,
+        tasks,
+        steps,
+        steps,
+        meta_batch=META_BATCH,
+        side_by_side=problem.side_by_side,
+    )
+    scores = seeds.scores(
+        entrant.method.inner,
+        problem.loss_fn,
+        problem.score_fn,
+        runs,
+        scored,
+        key,
+        num_tasks=problem.num_tasks,
+        score_every=problem.score_every,
+        side_by_side=problem.side_by_side,
+    )
+    means = jax.tree.map(lambda leaf: np.mean(leaf, 1), jax.device_get(scores))
+    return {"scores": means, "left out": runs.left_out}
+
+
+def _tuning(problem: Problem, method: str) -> dict[str, Any]:
+    """Every pair of rates, one seed, on validation tasks: no test class has a part in it."""
+    entrant = problem.entrants[method]
+    rates = [(inner, outer) for inner in entrant.inner_rates for outer in entrant.outer_rates]
+    inner, outer = zip(*rates, strict=True)
+    runs = seeds.first(entrant.method, problem.init, [_TUNING_SEED] * len(rates), inner, outer)
+    found = _train_and_score(
+        problem,
+        entrant,
+        runs,
+        entrant.tuning,
+        problem.validation,
+        problem.tuning_steps,
+        jax.random.key(2),
+    )
+    return {"rates": rates, **found}
+
+
+def _trained(problem: Problem, method: str, chosen, steps: int, size: Size) -> dict[str, Any]:
+    """All seeds at the rates chosen, scored on the test tasks, the same for all."""
+    entrant, ones = problem.entrants[method], np.ones(size.seeds)
+    rates = chosen["inner rate"] * ones, chosen["outer rate"] * ones
+    runs = seeds.first(entrant.method, problem.init, range(size.seeds), *rates)
+    return _train_and_score(
+        problem, entrant, runs, entrant.training, problem.held_out, steps, jax.random.key(3)
+    )

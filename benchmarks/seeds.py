@@ -1,0 +1,154 @@
+"""Many meta-trainings in one program: their seeds and their rates are the vectorised axis.
+
+Rates are values of the compiled program, not constants in it, and so are the numbers of meta
+steps: one program serves a whole grid of rates, and every length.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from reptile_jax import Draws, MetaGradient, MetaState, meta_step
+from reptile_jax.evaluate import ScoreFn, adaptation_curve
+from reptile_jax.reptile import LossFn
+from reptile_jax.tasks import Key, TaskDistribution
+
+InnerOptimizer = Callable[[Any], optax.GradientTransformation]  # of a rate
+
+
+class Method(NamedTuple):
+    """A meta-learner whose rates are still open. Make each once: programs are compiled by it."""
+
+    gradient: Callable[[LossFn, optax.GradientTransformation], MetaGradient]
+    inner: InnerOptimizer
+    outer: Callable[[Any], optax.GradientTransformation]  # of a schedule
+    averaged: bool = False  # the inner optimiser's state, over the tasks; else fresh
+
+
+class Runs(NamedTuple):
+    """Meta-trainings side by side: every leaf is led by `[runs]`."""
+
+    state: MetaState
+    key: Key  # of the tasks
+    inner_rate: jax.Array
+    outer_rate: jax.Array  # at the start; annealed linearly to 0
+    left_out: jax.Array  # tasks so far whose loss or gradient was not finite
+
+
+def first(
+    method: Method,
+    init: Callable[[Key], Any],
+    seeds: Sequence[int],
+    inner_rates: Sequence[float],
+    outer_rates: Sequence[float],
+) -> Runs:
+    """Runs before their first meta step, `[runs]`; the same seed starts from the same parameters.
+
+    Args:
+      init: `key -> params`.
+      seeds, inner_rates, outer_rates: one for each run.
+    """
+
+    @jax.jit
+    @jax.vmap
+    def start(seed, inner_rate, outer_rate):
+        init_key, task_key = jax.random.split(jax.random.key(seed))
+        params = init(init_key)
+        inner = method.inner(inner_rate).init(params) if method.averaged else None
+        outer = method.outer(lambda count: outer_rate).init(params)
+        zero = jnp.zeros((), jnp.int32)
+        return Runs(MetaState(params, outer, inner, zero), task_key, inner_rate, outer_rate, zero)
+
+    rates = (np.asarray(rates, np.float32) for rates in (inner_rates, outer_rates))
+    return start(np.asarray(seeds, np.uint32), *rates)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("method", "loss_fn", "meta_batch", "side_by_side"),
+    donate_argnames="runs",
+)
+def advance(
+    method: Method,
+    loss_fn: LossFn,
+    runs: Runs,
+    distribution: TaskDistribution,
+    steps: jax.Array,
+    total: jax.Array,
+    *,
+    meta_batch: int,
+    side_by_side: bool,
+) -> Runs:
+    """Takes `steps` meta steps of each run, in one dispatch.
+
+    Args:
+      runs: used up.
+      steps, total: meta steps now, and those over which the outer rate goes to 0.
+      side_by_side: runs under `vmap`; else one after another, which a CPU wants of convolutions.
+    """
+
+    def train(run: Runs) -> Runs:
+        gradient = method.gradient(loss_fn, method.inner(run.inner_rate))
+        outer = method.outer(lambda count: run.outer_rate * (1 - count / total))
+
+        def step(_, carry):
+            state, left_out = carry
+            step_key = jax.random.fold_in(run.key, state.step)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, jnp.arange(meta_batch))
+            state, info = meta_step(gradient, outer, state, Draws(distribution, keys))
+            return state, left_out + jnp.sum(~info.finite, dtype=jnp.int32)
+
+        state, left_out = jax.lax.fori_loop(0, steps, step, (run.state, run.left_out))
+        return run._replace(state=state, left_out=left_out)
+
+    return jax.vmap(train)(runs) if side_by_side else jax.lax.map(train, runs)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("inner", "loss_fn", "score_fn", "num_tasks", "score_every", "side_by_side"),
+)
+def scores(
+    inner: InnerOptimizer,
+    loss_fn: LossFn,
+    score_fn: ScoreFn,
+    runs: Runs,
+    distribution: TaskDistribution,
+    key: Key,
+    *,
+    num_tasks: int,
+    score_every: int,
+    side_by_side: bool,
+) -> Any:
+    """Scores of each run on the same held-out tasks, leaves `[runs, tasks, points, ...]`.
+
+    `inner` is a method's inner optimiser; it starts where training left its state. As in
+    `evaluate`, of which this is the form for many runs.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_tasks))
+
+    def of_run(run: Runs):
+        optimizer, params = inner(run.inner_rate), run.state.params
+        kept = run.state.inner_opt_state
+
+        def of_task(key):
+            task = distribution.sample(key)
+            start = optimizer.init(params) if kept is None else kept
+            score = lambda params: score_fn(params, task)
+            return adaptation_curve(
+                loss_fn, score, optimizer, params, start, task.support, score_every
+            )[1]
+
+        return jax.lax.map(of_task, keys)
+
+    return jax.vmap(of_run)(runs) if side_by_side else jax.lax.map(of_run, runs)
+
+
+def sequential_on_cpu() -> bool:
+    """Whether runs of a convolutional network go one after another."""
+    return jax.default_backend() == "cpu"
