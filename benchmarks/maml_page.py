@@ -29,6 +29,7 @@ def write(results: Path, size: str, page: Path = PAGE) -> None:
     found = claims.all_claims(results, comparison, chosen)
     sections = [
         _HEAD.format(size=size),
+        _missing(comparison, chosen),
         _verdicts(found),
         _findings(found),
         _CONTEST,
@@ -131,6 +132,13 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "Not measured yet."
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _missing(folder: Path, size: contest.Size) -> str:
+    there = stability.stored(folder, size)
+    absent = [stability.arm(name) for name in stability.METHODS if name not in there]
+    absent += outcomes.missing(folder, size)
+    return f"**Not measured yet, and in no verdict: {', '.join(absent)}.**" if absent else ""
 
 
 def _verdicts(found: Sequence[claims.Claim]) -> str:

@@ -116,6 +116,22 @@ def results(folder: Path, kind: str, size: Size) -> dict[str, dict[int, dict[str
     return found
 
 
+def missing(folder: Path, size: Size) -> list[str]:
+    """What has not been measured yet of what the size asks for."""
+    found = []
+    for kind in PROBLEMS:
+        if milliseconds(folder, kind, size) is None:
+            found.append(f"{kind}-time, and all that follows from it")
+            continue
+        there = results(folder, kind, size)
+        for method, of_method in lengths(folder, kind, size).items():
+            if choice(folder, kind, method, size) is None:
+                found.append(f"{kind}-{method}-rates, and all that follows from it")
+            else:
+                found += [f"{kind}-{method}-{n}" for n in of_method if n not in there[method]]
+    return found
+
+
 def draw(folder: Path, size: Size) -> None:
     """One row of panels for each score: by meta steps, by gradient evaluations, by seconds."""
     for kind in PROBLEMS:

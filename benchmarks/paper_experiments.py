@@ -28,7 +28,10 @@ class Size:
     """How long and how many."""
 
     seeds: int
+    combined: tuple[int, ...]  # gradients, besides g1 alone
     combination_steps: int  # meta steps of one task each; the paper: 40,000
+    overlap_panels: tuple[str, ...]
+    overlaps: int  # ways to draw mini-batches, the first so many
     overlap_steps: int
     points: int  # of a curve
     eval_tasks: int
@@ -36,9 +39,11 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(2, 4, 4, 2, 4, 50),
-    "small": Size(3, 1000, 300, 5, 40, 10_000),
-    "full": Size(5, 40_000, 40_000, 20, 1000, 30_000),
+    "tiny": Size(2, (2,), 4, ("meta rate",), 2, 4, 2, 4, 50),
+    "small": Size(3, (2, 3, 4), 1000, ("inner steps", "batch", "meta rate"), 4, 300, 5, 40, 10_000),
+    "full": Size(
+        5, (2, 3, 4), 40_000, ("inner steps", "batch", "meta rate"), 6, 40_000, 20, 1000, 30_000
+    ),
 }
 
 
@@ -102,10 +107,10 @@ def accuracy_curve(
     return {"meta steps": ends, **accuracy, "left out": jax.device_get(runs.left_out)}
 
 
-def combinations() -> dict[str, tuple[str, tuple[float, ...]]]:
+def combinations(size: Size) -> dict[str, tuple[str, tuple[float, ...]]]:
     """The paper's ten curves: by arm, its name in the picture and the weights of g_1 ... g_k."""
     found = {"g1": ("g1", (1.0,))}
-    for k in (2, 3, 4):
+    for k in size.combined:
         total = " + ".join(f"g{i + 1}" for i in range(k))
         found[f"sum-{k}"] = (total, (1.0,) * k)
         found[f"mean-{k}"] = (f"({total}) / {k}", (1.0 / k,) * k)
@@ -115,7 +120,7 @@ def combinations() -> dict[str, tuple[str, tuple[float, ...]]]:
 
 def gradient_combinations(data: Path, folder: Path, size: Size, fresh: bool) -> None:
     """Section 6.2: which sum of the inner gradients to follow. Each mini-batch is of new images."""
-    for arm, (_, weights) in combinations().items():
+    for arm, (_, weights) in combinations(size).items():
 
         def measured(weights=weights):
             problem = load(data)
@@ -156,29 +161,28 @@ def combination_arms(folder: Path, size: Size) -> dict[str, dict[str, Any]]:
     """By name in the picture, what is stored of each arm; those not measured yet are left out."""
     found = {
         name: arm_files.stored(folder, arm, _combination_settings(size, weights))
-        for arm, (name, weights) in combinations().items()
+        for arm, (name, weights) in combinations(size).items()
     }
     return {name: arm for name, arm in found.items() if arm is not None}
 
 
 def draw_combinations(folder: Path, size: Size) -> None:
-    curves = {
-        name: (arm["data"]["meta steps"], 100 * np.array(arm["data"]["non-transductive"]))
-        for name, arm in combination_arms(folder, size).items()
-    }
-    if not curves:
+    """A panel for each number of inner steps, with g1 in all of them."""
+    arms = combination_arms(folder, size)
+    if not arms:
         return
-    panels = [
-        pictures.Panel(
-            "meta steps",
-            "accuracy, %",
-            {name: curve for name, curve in curves.items() if name == "g1" or f"g{k}" in name[-8:]},
-        )
-        for k in (2, 3, 4)
-    ]
+
+    def panel(k: int) -> pictures.Panel:
+        curves = {
+            name: (arm["data"]["meta steps"], 100 * np.array(arm["data"]["non-transductive"]))
+            for name, arm in arms.items()
+            if len(arm["settings"]["weights"]) in (1, k)
+        }
+        return pictures.Panel("meta steps", "accuracy, %", curves)
+
     pictures.panels(
         folder / "gradient_combinations.png",
-        panels,
+        [panel(k) for k in size.combined],
         title=f"Omniglot 5-way 5-shot, non-transductive; mean and spread of {size.seeds} seeds",
     )
 
@@ -193,12 +197,12 @@ class Overlap(NamedTuple):
 
 _REPTILE, _FOML = (seeds.Method(gradient, optax.sgd, optax.sgd) for gradient in (reptile, foml))
 OVERLAPS = {
-    "Reptile, cycling": Overlap(_REPTILE, False),
-    "Reptile, replacement": Overlap(_REPTILE, True),
     "FOMAML, shared tail, cycling": Overlap(_FOML, False),
-    "FOMAML, shared tail, replacement": Overlap(_FOML, True),
     "FOMAML, separate tail, cycling": Overlap(_FOML, False, separate=True),
+    "FOMAML, shared tail, replacement": Overlap(_FOML, True),
+    "Reptile, cycling": Overlap(_REPTILE, False),
     "FOMAML, separate tail, replacement": Overlap(_FOML, True, separate=True),
+    "Reptile, replacement": Overlap(_REPTILE, True),
 }
 # What each panel varies, about 4 steps of 25 of a task's 100 images. The outer step size matters
 # where the overlap is whole: all images in each mini-batch.
@@ -231,7 +235,7 @@ def overlap_tasks(classes: fewshot.ImageClasses, overlap: Overlap, steps: int, b
 
 def overlap_arms(size: Size) -> dict[str, tuple[str, dict[str, Any]]]:
     """By arm, the way of drawing and the settings."""
-    points = {tuple(point.items()) for points in PANELS.values() for point in points}
+    points = {tuple(point.items()) for panel in size.overlap_panels for point in PANELS[panel]}
     common = {"seeds": size.seeds, "meta steps": size.overlap_steps, "test tasks": size.eval_tasks}
     return {
         f"{name.replace(', ', '-').replace(' ', '-')}-{'-'.join(f'{v:g}' for _, v in point)}": (
@@ -239,7 +243,7 @@ def overlap_arms(size: Size) -> dict[str, tuple[str, dict[str, Any]]]:
             {"mini-batches": name, **dict(point), "inner rate": INNER_RATE, **common},
         )
         for point in sorted(points)
-        for name in OVERLAPS
+        for name in list(OVERLAPS)[: size.overlaps]
     }
 
 
@@ -280,7 +284,8 @@ def draw_overlap(folder: Path, size: Size) -> None:
         return [x for x, _ in found], 100 * np.array([np.ravel(y) for _, y in found]).T
 
     panels = []
-    for varied, points in PANELS.items():
+    for varied in size.overlap_panels:
+        points = PANELS[varied]
         curves = {name: curve(name, varied, points) for name in OVERLAPS}
         curves = {name: (x, y) for name, (x, y) in curves.items() if x}
         label = {"batch": "inner batch", "meta rate": "outer step size, inner batch 100"}

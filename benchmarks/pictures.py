@@ -86,7 +86,16 @@ def heat_maps(
         )
         for (row, column), diverged in np.ndenumerate(share[name]):
             if diverged > 0:
-                axis.text(column, row, f"{100 * diverged:.0f}", ha="center", va="center", size=8)
+                pale = np.log(shown[row, column] / low) > 0.6 * np.log(limit / low)
+                axis.text(
+                    column,
+                    row,
+                    f"{100 * diverged:.0f}",
+                    ha="center",
+                    va="center",
+                    size=8,
+                    color="black" if pale else "white",
+                )
         axis.set_xticks(range(len(columns)), [f"{rate:g}" for rate in columns], rotation=60)
         axis.set_yticks(range(len(rows[name])), [f"{rate:g}" for rate in rows[name]])
         axis.set(title=name, xlabel="inner rate", ylabel="outer rate")
