@@ -41,7 +41,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(2, (10, 20), 10, 10, (2,), 2, 3, 5, 10, 2, 2, 2),
-    "small": Size(3, (300, 1000, 3000), 1000, 200, (100, 300), 100, 60, 25, 500, 6, 5, 7),
+    "small": Size(3, (300, 1000, 3000), 1000, 200, (80, 240), 100, 60, 25, 500, 6, 5, 7),
     "full": Size(
         10, (1000, 3000, 10_000, 30_000), 5000, 1000, (1000, 10_000, 60_000), 2000, 1000, 50,
         5000, 10, 10, 15,
@@ -53,8 +53,7 @@ class Entrant(NamedTuple):
     """A method on a problem: what it trains on, and the rates that it may choose from."""
 
     method: seeds.Method
-    training: Any  # p(τ) of all training data
-    tuning: Any  # p(τ) of what is left of it without the validation data
+    training: Any  # p(τ)
     inner_rates: Sequence[float]
     outer_rates: Sequence[float]
 
@@ -105,9 +104,8 @@ def sine(size: Size) -> Problem:
         name: Entrant(
             method,
             waves[name],
-            waves[name],
-            (0.01, 0.02, 0.05, 0.1) if name == "Reptile" else (0.005, 0.01, 0.02, 0.05),
-            (0.5, 1.0, 2.0, 4.0) if name == "Reptile" else (1e-3, 3e-3, 1e-2, 3e-2),
+            (0.01, 0.02, 0.05),
+            (0.3, 1.0, 2.0) if name == "Reptile" else (1e-3, 3e-3, 1e-2),
         )
         for name, method in SGD.items()
     }
@@ -136,17 +134,16 @@ def omniglot(data: Path, size: Size) -> Problem:
 
     Reptile trains as the paper has it, on five mini-batches of ten of all 50. The others train as
     they are tested: one image of each class five times over, and the other nine in the query set.
-    Rates are chosen on 200 characters of the training split, without those in training.
+    Rates are chosen on 200 characters of the training split, which are in no training.
     """
     splits, model = _omniglot(data), models.omniglot_net(5)
     classes = 4 * _VALIDATION  # with their turned copies, which follow each character
     few = functools.partial(fewshot.few_shot, ways=5)
 
-    def entrant(name, method, inner_rates, outer_rates, **episode):
+    def entrant(method, inner_rates, outer_rates, **episode):
         episode = {"steps": INNER_STEPS, **episode}
         return Entrant(
             method,
-            few(splits.train, **episode),
             few(_part(splits.train, slice(None, -classes)), **episode),
             inner_rates,
             outer_rates,
@@ -155,11 +152,9 @@ def omniglot(data: Path, size: Size) -> Problem:
     as_tested = {"shots": 1, "query_shots": 9, "batch_size": 5}
     tested = {"shots": 1, "query_shots": 1, "steps": size.omniglot_eval_steps, "batch_size": 5}
     entrants = {
-        "Reptile": entrant(
-            "Reptile", _OMNIGLOT_REPTILE, (1e-3, 3e-3), (0.5, 1.0), shots=10, batch_size=10
-        ),
+        "Reptile": entrant(_OMNIGLOT_REPTILE, (1e-3, 3e-3), (0.5, 1.0), shots=10, batch_size=10),
         **{
-            name: entrant(name, SGD[name], (0.1, 0.4), (1e-3, 3e-3), **as_tested)
+            name: entrant(SGD[name], (0.1, 0.4), (1e-3, 3e-3), **as_tested)
             for name in ("FOMAML", "MAML")
         },
     }

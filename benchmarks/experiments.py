@@ -9,6 +9,7 @@ from benchmarks import (
     contest,
     maml_page,
     measure,
+    overlap,
     paper_experiments,
     reptile_vs_maml,
     sine_experiment,
@@ -17,7 +18,7 @@ from benchmarks import (
 # By name: (data, folder, size, fresh) -> None, and the sizes.
 EXPERIMENTS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "gradient_combinations": (paper_experiments.gradient_combinations, paper_experiments.SIZES),
-    "minibatch_overlap": (paper_experiments.minibatch_overlap, paper_experiments.SIZES),
+    "minibatch_overlap": (overlap.minibatch_overlap, paper_experiments.SIZES),
     "sine_maml": (sine_experiment.sine_maml, paper_experiments.SIZES),
     "reptile_vs_maml": (reptile_vs_maml.reptile_vs_maml, contest.SIZES),
 }

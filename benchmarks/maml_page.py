@@ -6,7 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import claims, contest, outcomes, paper_experiments, sine_experiment, stability
+from benchmarks import (
+    claims,
+    contest,
+    outcomes,
+    overlap,
+    paper_experiments,
+    sine_experiment,
+    stability,
+)
 
 PAGE = Path(__file__).parent / "REPTILE_AND_MAML.md"
 
@@ -22,7 +30,7 @@ def write(results: Path, size: str, page: Path = PAGE) -> None:
     folder = lambda name: results / name / size
     comparison = folder("reptile_vs_maml")
     paper_experiments.draw_combinations(folder("gradient_combinations"), paper)
-    paper_experiments.draw_overlap(folder("minibatch_overlap"), paper)
+    overlap.draw(folder("minibatch_overlap"), paper)
     sine_experiment.draw(folder("sine_maml"), paper)
     stability.draw(comparison, chosen)
     outcomes.draw(comparison, chosen)
@@ -40,14 +48,14 @@ def write(results: Path, size: str, page: Path = PAGE) -> None:
         _SINE,
         _table(*sine_experiment.rows(folder("sine_maml"), paper)),
         _picture(page, folder("sine_maml") / "sine_maml.png", "Three held-out waves"),
-        _COMBINATIONS.format(steps=paper.combination_steps),
+        _COMBINATIONS.format(steps=paper.combination_steps, filters=paper.filters),
         _combinations(folder("gradient_combinations"), paper),
         _picture(
             page,
             folder("gradient_combinations") / "gradient_combinations.png",
             "Accuracy by meta steps, for sums of inner gradients",
         ),
-        _OVERLAP.format(steps=paper.overlap_steps),
+        _OVERLAP.format(steps=paper.overlap_steps, filters=paper.filters),
         _picture(
             page,
             folder("minibatch_overlap") / "minibatch_overlap.png",
@@ -84,7 +92,7 @@ averaged over tasks. All outer rates go linearly to zero, and every point below 
 own that came to its end.
 
 The rates were chosen for each method from a grid of as many cells, on validation tasks: new
-waves, and on Omniglot 200 characters of the training split, left out of training for it. So was the
+waves, and on Omniglot 200 characters of the training split, which no method trains on. So was the
 number of inner steps to score after. Test characters had no part in any choice. A gradient
 evaluation is a gradient of one task's loss, or one of MAML's products on the way back; batches
 differ in size, which only the time takes into account. Time is that of a compiled meta step, one
@@ -111,20 +119,21 @@ paper)."""
 
 _COMBINATIONS = """## Which inner gradients to follow
 
-Section 6.2 of the paper: {steps:,} meta steps of one task, plain SGD inside, every mini-batch of
-images not seen before, so the gradients g1, g2, ... differ only in where they are taken. g1 alone
-is joint training. The paper, after 40,000 meta steps, found that g1 gains little, that g2 beats
-g1 + g2, and that with more steps the sums do best. Accuracy in % on test characters at the end,
-± spread over seeds:"""
+Section 6.2 of the paper, Omniglot 5-way 5-shot: {steps:,} meta steps of one task (the paper's:
+40,000), {filters} filters (64), plain SGD inside, every mini-batch of images not seen before, so
+the gradients g1, g2, ... differ only in where they are taken. g1 alone is joint training. The paper
+found that g1 gains little, that g2 beats g1 + g2, and that with more steps the sums do best.
+Accuracy in % on test characters at the end, ± spread over seeds:"""
 
 _OVERLAP = """## Overlap of the inner mini-batches
 
-Section 6.3 of the paper: {steps:,} meta steps. FOMAML follows the last mini-batch's gradient alone.
-A *shared tail* is drawn from the same 100 images as the mini-batches before it; a *separate tail*
-is set apart from them (50 images at most). *Cycling* goes through all images before any comes
-again; *replacement* draws each mini-batch afresh. The paper found that FOMAML with a shared tail
-gets worse where the tail's images have been seen before: with five inner steps and more of 25
-images, with larger batches, and then with larger outer steps."""
+Section 6.3 of the paper: {steps:,} meta steps of one task, {filters} filters (64 in the paper),
+plain SGD inside. FOMAML follows the last mini-batch's gradient alone. A *shared tail* is drawn from
+the same 100 images as the mini-batches before it; a *separate tail* is set apart from them (50
+images at most). *Cycling* goes through all images before any comes again; *replacement* draws each
+mini-batch afresh. The paper found that FOMAML with a shared tail gets worse where the tail's images
+have been seen before: with five inner steps and more of 25 images, with larger batches, and then
+with larger outer steps."""
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -78,13 +78,13 @@ def _times(problem: Problem, rounds: int) -> dict[str, Any]:
     }
 
 
-def _train_and_score(problem: Problem, entrant, runs, tasks, scored, steps, key) -> Any:
+def _train_and_score(problem: Problem, entrant, runs, scored, steps, key) -> Any:
     """Scores, leaves `[runs, points]`: the mean over the tasks scored."""
     runs = seeds.advance(
         entrant.method,
         problem.loss_fn,
         runs,
-        tasks,
+        entrant.training,
         steps,
         steps,
         meta_batch=META_BATCH,
@@ -115,7 +115,6 @@ def _tuning(problem: Problem, method: str) -> dict[str, Any]:
         problem,
         entrant,
         runs,
-        entrant.tuning,
         problem.validation,
         problem.tuning_steps,
         jax.random.key(2),
@@ -128,6 +127,4 @@ def _trained(problem: Problem, method: str, chosen, steps: int, size: Size) -> d
     entrant, ones = problem.entrants[method], np.ones(size.seeds)
     rates = chosen["inner rate"] * ones, chosen["outer rate"] * ones
     runs = seeds.first(entrant.method, problem.init, range(size.seeds), *rates)
-    return _train_and_score(
-        problem, entrant, runs, entrant.training, problem.held_out, steps, jax.random.key(3)
-    )
+    return _train_and_score(problem, entrant, runs, problem.held_out, steps, jax.random.key(3))

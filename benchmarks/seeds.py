@@ -68,51 +68,45 @@ def first(
     return start(np.asarray(seeds, np.uint32), *rates)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("method", "loss_fn", "meta_batch", "side_by_side"),
-    donate_argnames="runs",
-)
 def advance(
     method: Method,
     loss_fn: LossFn,
     runs: Runs,
     distribution: TaskDistribution,
-    steps: jax.Array,
-    total: jax.Array,
+    steps: int,
+    total: int,
     *,
     meta_batch: int,
     side_by_side: bool,
 ) -> Runs:
-    """Takes `steps` meta steps of each run, in one dispatch.
+    """Takes `steps` meta steps of each run.
 
     Args:
-      runs: used up.
       steps, total: meta steps now, and those over which the outer rate goes to 0.
-      side_by_side: runs under `vmap`; else one after another, which a CPU wants of convolutions.
+      side_by_side: runs under `vmap`, in one dispatch; else one after another, which a CPU wants of
+        convolutions, by one program for any number of runs.
     """
-
-    def train(run: Runs) -> Runs:
-        gradient = method.gradient(loss_fn, method.inner(run.inner_rate))
-        outer = method.outer(lambda count: run.outer_rate * (1 - count / total))
-
-        def step(_, carry):
-            state, left_out = carry
-            step_key = jax.random.fold_in(run.key, state.step)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, jnp.arange(meta_batch))
-            state, info = meta_step(gradient, outer, state, Draws(distribution, keys))
-            return state, left_out + jnp.sum(~info.finite, dtype=jnp.int32)
-
-        state, left_out = jax.lax.fori_loop(0, steps, step, (run.state, run.left_out))
-        return run._replace(state=state, left_out=left_out)
-
-    return jax.vmap(train)(runs) if side_by_side else jax.lax.map(train, runs)
+    train = lambda run: _advance(method, loss_fn, run, distribution, steps, total, meta_batch)
+    return _vmapped(train, runs) if side_by_side else _in_turn(train, runs)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("inner", "loss_fn", "score_fn", "num_tasks", "score_every", "side_by_side"),
-)
+@functools.partial(jax.jit, static_argnames=("method", "loss_fn", "meta_batch"))
+def _advance(method, loss_fn, run: Runs, distribution, steps, total, meta_batch) -> Runs:
+    """Of one run: leaves without the leading axis."""
+    gradient = method.gradient(loss_fn, method.inner(run.inner_rate))
+    outer = method.outer(lambda count: run.outer_rate * (1 - count / total))
+
+    def step(_, carry):
+        state, left_out = carry
+        step_key = jax.random.fold_in(run.key, state.step)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, jnp.arange(meta_batch))
+        state, info = meta_step(gradient, outer, state, Draws(distribution, keys))
+        return state, left_out + jnp.sum(~info.finite, dtype=jnp.int32)
+
+    state, left_out = jax.lax.fori_loop(0, steps, step, (run.state, run.left_out))
+    return run._replace(state=state, left_out=left_out)
+
+
 def scores(
     inner: InnerOptimizer,
     loss_fn: LossFn,
@@ -131,22 +125,33 @@ def scores(
     `evaluate`, of which this is the form for many runs.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_tasks))
+    of_run = lambda run: _scores(inner, loss_fn, score_fn, run, distribution, keys, score_every)
+    return _vmapped(of_run, runs) if side_by_side else _in_turn(of_run, runs)
 
-    def of_run(run: Runs):
-        optimizer, params = inner(run.inner_rate), run.state.params
-        kept = run.state.inner_opt_state
 
-        def of_task(key):
-            task = distribution.sample(key)
-            start = optimizer.init(params) if kept is None else kept
-            score = lambda params: score_fn(params, task)
-            return adaptation_curve(
-                loss_fn, score, optimizer, params, start, task.support, score_every
-            )[1]
+@functools.partial(jax.jit, static_argnames=("inner", "loss_fn", "score_fn", "score_every"))
+def _scores(inner, loss_fn, score_fn, run: Runs, distribution, keys, score_every) -> Any:
+    optimizer, params = inner(run.inner_rate), run.state.params
+    kept = run.state.inner_opt_state
 
-        return jax.lax.map(of_task, keys)
+    def of_task(key):
+        task = distribution.sample(key)
+        start = optimizer.init(params) if kept is None else kept
+        score = lambda params: score_fn(params, task)
+        return adaptation_curve(
+            loss_fn, score, optimizer, params, start, task.support, score_every
+        )[1]
 
-    return jax.vmap(of_run)(runs) if side_by_side else jax.lax.map(of_run, runs)
+    return jax.lax.map(of_task, keys)
+
+
+def _vmapped(function: Callable[[Runs], Any], runs: Runs) -> Any:
+    return jax.vmap(function)(runs)
+
+
+def _in_turn(function: Callable[[Runs], Any], runs: Runs) -> Any:
+    each = [jax.tree.map(lambda leaf, i=i: leaf[i], runs) for i in range(len(runs.inner_rate))]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(function, each))
 
 
 def sequential_on_cpu() -> bool:

@@ -21,6 +21,7 @@ from benchmarks import (
     experiments,
     maml_page,
     outcomes,
+    overlap,
     paper_experiments,
     seeds,
     stability,
@@ -139,14 +140,14 @@ def numbered_images():
 @pytest.mark.parametrize(
     ("name", "steps", "batch"),
     [
-        *((name, 4, 25) for name in paper_experiments.OVERLAPS),
+        *((name, 4, 25) for name in overlap.OVERLAPS),
         ("FOMAML, shared tail, cycling", 8, 25),
         ("FOMAML, separate tail, cycling", 4, 100),
     ],
 )
 def test_mini_batches_overlap_as_their_name_says(name, steps, batch):
-    overlap = paper_experiments.OVERLAPS[name]
-    tasks = paper_experiments.overlap_tasks(numbered_images(), overlap, steps, batch)
+    drawing = overlap.OVERLAPS[name]
+    tasks = overlap.tasks(numbered_images(), drawing, steps, batch)
     task = tasks.sample(jax.random.key(0))
     drawn = np.rint(np.asarray(task.support.inputs) * 255).astype(int).reshape(-1)
     support = drawn.reshape(task.support.targets.shape)

@@ -1,0 +1,125 @@
+"""What it costs that inner mini-batches overlap (Nichol et al. 2018, section 6.3)."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+
+from benchmarks import arm_files, pictures, seeds
+from benchmarks.paper_experiments import INNER_RATE, META_RATE, Size, accuracy_curve, load
+from reptile_jax import fewshot, foml, reptile
+
+
+class Overlap(NamedTuple):
+    """One way to draw a task's mini-batches, and what is followed."""
+
+    method: seeds.Method
+    replace: bool
+    separate: bool = False
+
+
+_REPTILE, _FOML = (seeds.Method(gradient, optax.sgd, optax.sgd) for gradient in (reptile, foml))
+OVERLAPS = {
+    "FOMAML, shared tail, cycling": Overlap(_FOML, False),
+    "FOMAML, separate tail, cycling": Overlap(_FOML, False, separate=True),
+    "FOMAML, shared tail, replacement": Overlap(_FOML, True),
+    "Reptile, cycling": Overlap(_REPTILE, False),
+    "FOMAML, separate tail, replacement": Overlap(_FOML, True, separate=True),
+    "Reptile, replacement": Overlap(_REPTILE, True),
+}
+# What each panel varies, about 4 steps of 25 of a task's 100 images. The outer step size matters
+# where the overlap is whole: all images in each mini-batch.
+BASE = {"inner steps": 4, "batch": 25, "meta rate": META_RATE}
+PANELS = {
+    "inner steps": [{**BASE, "inner steps": steps} for steps in (2, 4, 8)],
+    "batch": [{**BASE, "batch": batch} for batch in (10, 25, 100)],
+    "meta rate": [{**BASE, "batch": 100, "meta rate": rate} for rate in (0.25, 1.0)],
+}
+
+
+def tasks(classes: fewshot.ImageClasses, overlap: Overlap, steps: int, batch: int):
+    """Tasks of 20 images of each of 5 classes: all of them in the mini-batches, or a tail apart.
+
+    A separate tail has `batch` images, 50 at most, and is the task's query set; the earlier
+    mini-batches are of the others.
+    """
+    tail = min(batch // 5, 10) if overlap.separate else 0
+    rest = 20 - tail
+    return fewshot.few_shot(
+        classes,
+        ways=5,
+        shots=rest,
+        query_shots=tail,
+        steps=steps - overlap.separate,
+        batch_size=min(batch, 5 * rest),
+        replace=overlap.replace,
+    )
+
+
+def arms(size: Size) -> dict[str, tuple[str, dict[str, Any]]]:
+    """By arm, the way of drawing and the settings."""
+    points = {tuple(point.items()) for panel in size.overlap_panels for point in PANELS[panel]}
+    common = {
+        "seeds": size.seeds,
+        "filters": size.filters,
+        "meta steps": size.overlap_steps,
+        "test tasks": size.eval_tasks,
+    }
+    return {
+        f"{name.replace(', ', '-').replace(' ', '-')}-{'-'.join(f'{v:g}' for _, v in point)}": (
+            name,
+            {"mini-batches": name, **dict(point), "inner rate": INNER_RATE, **common},
+        )
+        for point in sorted(points)
+        for name in list(OVERLAPS)[: size.overlaps]
+    }
+
+
+def minibatch_overlap(data: Path, folder: Path, size: Size, fresh: bool) -> None:
+    """Section 6.3: what it costs the last gradient that its images have been seen before."""
+    for arm, (name, settings) in arms(size).items():
+
+        def measured(overlap=OVERLAPS[name], settings=settings):
+            problem = load(data, size.filters)
+            return accuracy_curve(
+                problem,
+                overlap.method,
+                tasks(problem.splits.train, overlap, settings["inner steps"], settings["batch"]),
+                size,
+                outer_rate=settings["meta rate"],
+                steps=size.overlap_steps,
+                points=1,
+            )
+
+        arm_files.run(folder, arm, settings, measured, fresh=fresh)
+    draw(folder, size)
+
+
+def draw(folder: Path, size: Size) -> None:
+    stored = {
+        tuple(settings[key] for key in ("mini-batches", *BASE)): found
+        for arm, (_, settings) in arms(size).items()
+        if (found := arm_files.stored(folder, arm, settings)) is not None
+    }
+    if not stored:
+        return
+
+    def curve(name, varied, points):
+        found = [(p[varied], stored.get((name, *p.values()))) for p in points]
+        found = [(x, arm["data"]["non-transductive"]) for x, arm in found if arm is not None]
+        return [x for x, _ in found], 100 * np.array([np.ravel(y) for _, y in found]).T
+
+    panels = []
+    for varied in size.overlap_panels:
+        points = PANELS[varied]
+        curves = {name: curve(name, varied, points) for name in OVERLAPS}
+        curves = {name: (x, y) for name, (x, y) in curves.items() if x}
+        label = {"batch": "inner batch", "meta rate": "outer step size, inner batch 100"}
+        panels.append(pictures.Panel(label.get(varied, varied), "accuracy, %", curves, log_x=True))
+    pictures.panels(
+        folder / "minibatch_overlap.png",
+        panels,
+        title=f"Omniglot 5-way 5-shot, non-transductive, after {size.overlap_steps:,} meta steps; "
+        f"mean and spread of {size.seeds} seeds",
+    )
