@@ -25,7 +25,8 @@ META_BATCH = 5
 class Size:
     """How long and how many. Budgets are in MAML's meta steps."""
 
-    seeds: int
+    sine_seeds: int
+    omniglot_seeds: int
     sine_budgets: tuple[int, ...]
     sine_tuning_steps: int
     sine_tasks: int
@@ -40,10 +41,10 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(2, (10, 20), 10, 10, (2,), 2, 3, 5, 10, 2, 2, 2),
-    "small": Size(3, (300, 1000, 3000), 1000, 200, (80, 240), 100, 60, 25, 500, 6, 5, 7),
+    "tiny": Size(2, 2, (10, 20), 10, 10, (2,), 2, 3, 5, 10, 2, 2, 2),
+    "small": Size(8, 3, (300, 1000, 3000), 1000, 200, (80, 240), 100, 60, 25, 500, 6, 5, 7),
     "full": Size(
-        10, (1000, 3000, 10_000, 30_000), 5000, 1000, (1000, 10_000, 60_000), 2000, 1000, 50,
+        10, 5, (1000, 3000, 10_000, 30_000), 5000, 1000, (1000, 10_000, 60_000), 2000, 1000, 50,
         5000, 10, 10, 15,
     ),
 }  # fmt: skip

@@ -40,7 +40,7 @@ def write(results: Path, size: str, page: Path = PAGE) -> None:
         _missing(comparison, chosen),
         _verdicts(found),
         _findings(found),
-        _CONTEST,
+        _CONTEST.format(sine=chosen.sine_budgets[-1], omniglot=chosen.omniglot_budgets[-1]),
         *_contest_tables(comparison, chosen),
         *(_picture(page, comparison / name, title) for name, title in _CONTEST_PICTURES.items()),
         _STABILITY,
@@ -96,7 +96,10 @@ waves, and on Omniglot 200 characters of the training split, which no method tra
 number of inner steps to score after. Test characters had no part in any choice. A gradient
 evaluation is a gradient of one task's loss, or one of MAML's products on the way back; batches
 differ in size, which only the time takes into account. Time is that of a compiled meta step, one
-run alone, the methods measured turn by turn."""
+run alone, the methods measured turn by turn.
+
+The largest budget here is {sine:,} meta steps of MAML on the sine waves and {omniglot:,} on
+Omniglot: what holds there need not hold after many times as many."""
 
 _CONTEST_PICTURES = {
     "sine-error.png": "Sine waves: error by meta steps, gradient evaluations and time",

@@ -19,6 +19,11 @@ def budgets(kind: str, size: Size) -> tuple[int, ...]:
     return size.sine_budgets if kind == "sine" else size.omniglot_budgets
 
 
+def seeds(kind: str, size: Size) -> int:
+    """How many seeds a problem is trained from."""
+    return size.sine_seeds if kind == "sine" else size.omniglot_seeds
+
+
 def equal_steps(times: Mapping[str, float], method: str, basis: str, maml_steps: int) -> int:
     """The meta steps that cost `method` as much as MAML's `maml_steps`, by one of `BASES`."""
     cost = {"meta steps": dict.fromkeys(times, 1.0), "gradient evaluations": GRADIENTS}
@@ -66,7 +71,12 @@ def run_settings(
     kind: str, method: str, chosen: Mapping[str, Any], steps: int, size: Size
 ) -> dict[str, Any]:
     rates = {"inner rate": chosen["inner rate"], "outer rate": chosen["outer rate"]}
-    common = {**_common(kind, size), "method": method, "meta steps": steps, "seeds": size.seeds}
+    common = {
+        **_common(kind, size),
+        "method": method,
+        "meta steps": steps,
+        "seeds": seeds(kind, size),
+    }
     return {**common, **rates}
 
 
@@ -165,7 +175,7 @@ def draw(folder: Path, size: Size) -> None:
                     for basis in BASES
                 ],
                 title=f"{TITLES[kind]}; each point is a training of its own, annealed to its end; "
-                f"mean and spread of {size.seeds} seeds",
+                f"mean and spread of {seeds(kind, size)} seeds",
             )
 
 

@@ -40,8 +40,9 @@ def _contest(kind: str, problem: Problem, folder: Path, size: Size, fresh: bool)
     for method, of_method in outcomes.lengths(folder, kind, size).items():
         chosen = outcomes.choice(folder, kind, method, size)
         for steps in of_method:
-            measured = functools.partial(_trained, problem, method, chosen, steps, size)
             settings = outcomes.run_settings(kind, method, chosen, steps, size)
+            number = settings["seeds"]
+            measured = functools.partial(_trained, problem, method, chosen, steps, number)
             arm_files.run(folder, f"{kind}-{method}-{steps}", settings, measured, fresh=fresh)
 
 
@@ -122,9 +123,9 @@ def _tuning(problem: Problem, method: str) -> dict[str, Any]:
     return {"rates": rates, **found}
 
 
-def _trained(problem: Problem, method: str, chosen, steps: int, size: Size) -> dict[str, Any]:
+def _trained(problem: Problem, method: str, chosen, steps: int, number: int) -> dict[str, Any]:
     """All seeds at the rates chosen, scored on the test tasks, the same for all."""
-    entrant, ones = problem.entrants[method], np.ones(size.seeds)
+    entrant, ones = problem.entrants[method], np.ones(number)
     rates = chosen["inner rate"] * ones, chosen["outer rate"] * ones
-    runs = seeds.first(entrant.method, problem.init, range(size.seeds), *rates)
+    runs = seeds.first(entrant.method, problem.init, range(number), *rates)
     return _train_and_score(problem, entrant, runs, problem.held_out, steps, jax.random.key(3))
