@@ -93,10 +93,10 @@ own that came to its end.
 
 The rates were chosen for each method from a grid of as many cells, on validation tasks: new
 waves, and on Omniglot 200 characters of the training split, which no method trains on. So was the
-number of inner steps to score after. Test characters had no part in any choice. A gradient
-evaluation is a gradient of one task's loss, or one of MAML's products on the way back; batches
-differ in size, which only the time takes into account. Time is that of a compiled meta step, one
-run alone, the methods measured turn by turn.
+number of inner steps to score after; both are the same at every budget. Test characters had no part
+in any choice. A gradient evaluation is a gradient of one task's loss, or one of MAML's products on
+the way back; batches differ in size, which only the time takes into account. Time is that of a
+compiled meta step, one run alone, the methods measured turn by turn.
 
 The largest budget here is {sine:,} meta steps of MAML on the sine waves and {omniglot:,} on
 Omniglot: what holds there need not hold after many times as many."""

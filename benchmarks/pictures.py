@@ -1,10 +1,11 @@
 """Pictures of experiments: curves with their spread over seeds, and heat maps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import ticker
 
 from reptile_jax.plots import plt
 
@@ -27,7 +28,11 @@ def panels(path: Path, drawn: Sequence[Panel], *, title: str) -> None:
     A name has the same colour and marker in all panels, and one legend serves them.
     """
     figure, axes = plt.subplots(
-        1, len(drawn), figsize=(4.4 * len(drawn) + 0.6, 4.4), squeeze=False, layout="constrained"
+        1,
+        len(drawn),
+        figsize=(max(8.5, 4.4 * len(drawn) + 0.6), 4.4),
+        squeeze=False,
+        layout="constrained",
     )
     names = list(dict.fromkeys(name for panel in drawn for name in panel.curves))
     colors = plt.get_cmap("tab10").colors
@@ -44,19 +49,31 @@ def panels(path: Path, drawn: Sequence[Panel], *, title: str) -> None:
         axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
         if panel.log_x:
             axis.set_xscale("log")
+            _plain_ticks(axis.xaxis, {value for x, _ in panel.curves.values() for value in x})
         if panel.log_y:
             axis.set_yscale("log")
+            _plain_ticks(axis.yaxis)
         axis.grid(alpha=0.3)
     figure.suptitle(title, fontsize=11)
     figure.legend(
         handles.values(),
         handles.keys(),
         loc="outside lower center",
-        ncols=min(5, len(handles)),
+        ncols=min(2 + len(drawn), len(handles)),
         frameon=False,
     )
     figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+def _plain_ticks(axis: Any, values: Collection[float] = ()) -> None:
+    """Figures rather than powers on a logarithmic axis: at the values, if they are few."""
+    if 0 < len(values) <= 5:
+        axis.set_major_locator(ticker.FixedLocator(sorted(values)))
+    else:
+        axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda value, _: f"{value:.6g}")
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def heat_maps(
