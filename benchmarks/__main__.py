@@ -7,6 +7,7 @@ import sys
 
 from benchmarks import (
     convolutions,
+    devices,
     evaluation,
     experiments,
     family,
@@ -31,6 +32,7 @@ SCRIPTS = {
     "memory": family.memory,
     "large_model": family.large_model,
     "start_up": start_up.first_step,
+    "devices": devices.sharing,
 }
 
 

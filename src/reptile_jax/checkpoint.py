@@ -34,7 +34,7 @@ class _Damaged(Exception):
 
 
 def save(folder: Path, state: MetaState) -> None:
-    """Saves the state under its step; the two newest stay.
+    """Saves the state under its step; the two newest stay. Of many processes the first saves.
 
     A damaged checkpoint of this step or a later one is renamed `damaged-<step>` to make way.
 
@@ -43,6 +43,10 @@ def save(folder: Path, state: MetaState) -> None:
       ValueError: if there is one of this step or a later one, of another model.
       OSError: if it cannot be written; the others stay as they are.
     """
+    if jax.process_index():
+        return
+    if jax.process_count() > 1:  # Orbax wants arrays of all processes, or of none
+        state = jax.device_get(state)
     step = int(state.step)
     for other in [other for other in _steps(folder) if other >= step]:
         try:
@@ -136,12 +140,15 @@ def _differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
 def _shapes(state: MetaState) -> MetaState:
     """Shapes, dtypes and where to put the leaves: on this machine's devices, not the writer's."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here
-        ),
-        state,
-    )
+
+    def shape(leaf):
+        sharding = getattr(leaf, "sharding", None)
+        of_this_process = sharding is not None and sharding.is_fully_addressable
+        return jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding if of_this_process else here
+        )
+
+    return jax.tree.map(shape, state)
 
 
 def _equal(one: MetaState, other: MetaState) -> bool:
@@ -212,5 +219,21 @@ def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         folder.absolute(),
         item_handlers=ocp.StandardCheckpointHandler(),
-        options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False, **options),
+        options=ocp.CheckpointManagerOptions(
+            enable_async_checkpointing=False, **{**options, **_alone()}
+        ),
     )
+
+
+def _alone() -> dict[str, Any]:
+    """Options by which one of many processes saves or restores without waiting for the others."""
+    if jax.process_count() == 1:
+        return {}
+    return {
+        "create": False,  # the folder is there
+        "multiprocessing_options": ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(),
+            active_processes={jax.process_index()},
+            barrier_sync_key_prefix=f"process-{jax.process_index()}",
+        ),
+    }

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import jax
 
@@ -19,8 +19,16 @@ except ImportError as error:
         'reptile-jax: the commands need more: pip install "reptile-jax[cli]"'
     ) from error
 
-
-from reptile_jax import download, fewshot_run, presets, report, runs, signals, sinusoid_run
+from reptile_jax import (
+    download,
+    fewshot_run,
+    presets,
+    processes,
+    report,
+    runs,
+    signals,
+    sinusoid_run,
+)
 from reptile_jax.json_files import to_json, write_json
 
 USAGE = """\
@@ -85,12 +93,17 @@ def _keep_programs() -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
+_Sharing: TypeAlias = tyro.conf.OmitArgPrefixes[processes.Sharing]
+_DEFAULT = processes.Sharing()
+
+
 @dataclasses.dataclass(frozen=True)
 class _SinusoidOptions:
     config: tyro.conf.OmitArgPrefixes[presets.Sinusoid]
     serial: bool = False  # the authors' serial setting: one task a meta step, ε from 0.1
     out: Path | None = None  # folder of the run; by default a new one under runs/
     tensorboard: bool = False  # also write the metrics as TensorBoard's event files
+    sharing: _Sharing = _DEFAULT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +112,7 @@ class _FewShotOptions:
     config: tyro.conf.OmitArgPrefixes[presets.FewShotImages]
     out: Path | None = None  # folder of the run; by default a new one under runs/
     tensorboard: bool = False  # also write the metrics as TensorBoard's event files
+    sharing: _Sharing = _DEFAULT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +120,7 @@ class _ResumeOptions:
     resume: Path  # folder of the run
     data: Path | None = None  # folder of the data set, for a run on images
     tensorboard: bool = False  # also write the metrics as TensorBoard's event files
+    sharing: _Sharing = _DEFAULT
 
 
 def _train(argv: list[str]) -> None:
@@ -137,22 +152,32 @@ def _train(argv: list[str]) -> None:
     )
     if options.config.dataset != config.dataset:
         raise ValueError(f"--dataset is what follows train: train {options.config.dataset} ...")
-    with _on_metrics(options) as on_metrics:
-        fewshot_run.train(options.config, options.data, options.out, name, on_metrics)
+    joined = processes.joined(options.sharing, options.out, share=_can_share(options.config))
+    with joined as (mesh, out), _on_metrics(options) as on_metrics:
+        fewshot_run.train(options.config, options.data, out, name, on_metrics, mesh)
 
 
 def _resume(options: _ResumeOptions) -> None:
-    run, data = options.resume, options.data
-    if isinstance(runs.load_config(run), presets.Sinusoid):
-        if data is not None:
-            raise ValueError(f"{run} is a run on the sine waves, which takes no --data.")
-        with _on_metrics(options) as on_metrics:
-            sinusoid_run.resume(run, on_metrics)
-    else:
-        if data is None:
+    config, data = runs.load_config(options.resume), options.data
+    waves = isinstance(config, presets.Sinusoid)
+    if waves and data is not None:
+        raise ValueError(f"{options.resume} is a run on the sine waves, which takes no --data.")
+    joined = processes.joined(options.sharing, options.resume, share=_can_share(config))
+    with joined as (mesh, run), _on_metrics(options) as on_metrics:
+        if waves:
+            sinusoid_run.resume(run, on_metrics, mesh)
+        elif data is None:
             raise ValueError(f"{run} is a run on images: give the data set's folder with --data.")
-        with _on_metrics(options) as on_metrics:
-            fewshot_run.resume(run, data, on_metrics)
+        else:
+            fewshot_run.resume(run, data, on_metrics, mesh)
+
+
+def _can_share(config: runs.Config) -> bool:
+    """Whether more devices help, where nobody says how many.
+
+    A network as small as the sine waves' gains nothing, and a state is carried on one device.
+    """
+    return isinstance(config, presets.FewShotImages) and config.inner_state != "carried"
 
 
 def _on_metrics(
@@ -169,8 +194,9 @@ def _train_sinusoid(argv: list[str]) -> None:
         args=argv,
         prog="reptile-jax train sinusoid",
     )
-    with _on_metrics(options) as on_metrics:
-        sinusoid_run.train(options.config, options.out, on_metrics)
+    joined = processes.joined(options.sharing, options.out, share=_can_share(options.config))
+    with joined as (mesh, out), _on_metrics(options) as on_metrics:
+        sinusoid_run.train(options.config, out, on_metrics, mesh)
 
 
 def _take_preset(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -197,13 +223,17 @@ class _EvaluateOptions:
     shots: int | None = None  # support images of each class
     query_shots: int | None = None  # query images of each class
     seed: int | None = None  # of the tasks drawn
+    sharing: _Sharing = _DEFAULT
 
 
 def _evaluate(argv: list[str]) -> None:
-    options = dataclasses.asdict(tyro.cli(_EvaluateOptions, args=argv, prog="reptile-jax evaluate"))
-    run, data = options.pop("run"), options.pop("data")
+    given = tyro.cli(_EvaluateOptions, args=argv, prog="reptile-jax evaluate")
+    options = dataclasses.asdict(given)
+    run, data, _ = options.pop("run"), options.pop("data"), options.pop("sharing")
     changes = {name: value for name, value in options.items() if value is not None}
-    fewshot_run.score(run, data, **changes)
+    share = _can_share(runs.load_config(run))
+    with processes.joined(given.sharing, run, share=share) as (mesh, run):
+        fewshot_run.score(run, data, mesh, **changes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from reptile_jax.devices import Mesh, checked, gather, over_devices, repeat_last, replicate
 from reptile_jax.reptile import LossFn, Params, check_inner, check_params, inner_loop
 from reptile_jax.tasks import (
     Key,
@@ -47,6 +48,7 @@ def evaluate(
     tasks_at_once: int | None = None,
     tasks_per_dispatch: int | None = None,
     report: Callable[[int, int], None] | None = None,
+    mesh: Mesh | None = None,
 ) -> Evaluation:
     """Adapts `params` to `num_tasks` tasks and scores the result.
 
@@ -64,9 +66,10 @@ def evaluate(
         `optimizer`'s own kind. None for afresh.
       score_every: inner steps between points of the curve; it has to divide the number of steps.
         By default only the start and the end are scored.
-      tasks_at_once: tasks under one `vmap`; by default one on a CPU, else up to 256.
+      tasks_at_once: tasks under one `vmap` on each device; by default one on a CPU, else up to 256.
       tasks_per_dispatch: tasks between calls of `report`; by default all.
       report: called with the tasks done and `num_tasks`.
+      mesh: divides the tasks over many devices, as in `meta_learner`.
 
     Raises:
       TypeError: for sizes that are not integers, what is not a key, or has no `sample`.
@@ -96,6 +99,8 @@ def evaluate(
         tasks_at_once = 1 if jax.default_backend() == "cpu" else 256
     tasks_per_dispatch = tasks_per_dispatch or num_tasks
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_tasks))
+    mesh = checked(mesh)
+    params, opt_state, distribution, keys = replicate((params, opt_state, distribution, keys), mesh)
     chunks = []
     for start in range(0, num_tasks, tasks_per_dispatch):
         chunks.append(
@@ -110,6 +115,7 @@ def evaluate(
                     keys[start : start + tasks_per_dispatch],
                     score_every,
                     tasks_at_once,
+                    mesh,
                 )
             )
         )
@@ -128,14 +134,24 @@ def evaluate(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("loss_fn", "score_fn", "optimizer", "score_every", "tasks_at_once"),
+    static_argnames=("loss_fn", "score_fn", "optimizer", "score_every", "tasks_at_once", "mesh"),
 )
 def _scores(
-    loss_fn, score_fn, optimizer, params, opt_state, distribution, keys, score_every, tasks_at_once
+    loss_fn,
+    score_fn,
+    optimizer,
+    params,
+    opt_state,
+    distribution,
+    keys,
+    score_every,
+    tasks_at_once,
+    mesh,
 ):
     """`(steps [points], scores [tasks, points])` of the tasks of `keys`."""
 
-    def score_task(key):
+    def score_task(shared, key):
+        params, opt_state, distribution = shared
         task = distribution.sample(key)
         start = optimizer.init(params) if opt_state is None else opt_state
         return adaptation_curve(
@@ -148,9 +164,18 @@ def _scores(
             score_every,
         )
 
-    batch_size = None if tasks_at_once == 1 else min(tasks_at_once, len(keys))
-    steps, scores = jax.lax.map(score_task, keys, batch_size=batch_size)
-    return steps[0], scores
+    def run(shared, keys):
+        batch_size = None if tasks_at_once == 1 else min(tasks_at_once, len(keys))
+        return jax.lax.map(functools.partial(score_task, shared), keys, batch_size=batch_size)
+
+    shared, num_tasks = (params, opt_state, distribution), len(keys)
+    if mesh is None:
+        steps, scores = run(shared, keys)
+    else:
+        each = repeat_last(keys, -(-num_tasks // mesh.size) * mesh.size)
+        run_part = lambda shared, keys: gather(run(shared, keys))
+        steps, scores = over_devices(run_part, mesh)(shared, each)
+    return steps[0], jax.tree.map(lambda leaf: leaf[:num_tasks], scores)
 
 
 def adaptation_curve(

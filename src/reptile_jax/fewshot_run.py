@@ -23,12 +23,13 @@ from reptile_jax import (
     report,
     runs,
 )
+from reptile_jax.devices import Mesh
 from reptile_jax.json_files import read_json, write_json
-from reptile_jax.reptile import inner_loop, meta_learner, reptile
+from reptile_jax.reptile import MetaState, inner_loop, meta_learner, reptile
 from reptile_jax.tasks import Batch, minibatches
 
 
-def problem_of(config: presets.FewShotImages) -> runs.Problem:
+def problem_of(config: presets.FewShotImages, mesh: Mesh | None = None) -> runs.Problem:
     """The network, the optimisers and the learner of a configuration."""
     net = models.omniglot_net if config.size < 64 else models.mini_imagenet_net
     model = net(config.ways)
@@ -40,7 +41,7 @@ def problem_of(config: presets.FewShotImages) -> runs.Problem:
     loss_fn = models.cross_entropy(model.apply)
     anneal = optax.linear_schedule(config.meta_rate, config.meta_rate_final, config.meta_steps)
     learner = meta_learner(
-        reptile(loss_fn, inner), optax.sgd(anneal), inner_state=config.inner_state
+        reptile(loss_fn, inner), optax.sgd(anneal), inner_state=config.inner_state, mesh=mesh
     )
     images = jnp.zeros((1, config.size, config.size, 1 if config.color == "grey" else 3))
     # Jitted, as all that is drawn at the start: one program compiles faster than each operation.
@@ -102,6 +103,7 @@ def train(
     out: Path | None = None,
     name: str | None = None,
     on_metrics: runs.OnMetrics | None = None,
+    mesh: Mesh | None = None,
 ) -> Path:
     """Few-shot images: trains, saves, and scores on held-out classes. Returns the run."""
     presets.check(config)
@@ -109,20 +111,26 @@ def train(
     held_out_tasks(config, splits), training_tasks(config, splits)  # before there is a run
     folder = runs.create(out, name or config.dataset, config)
     write_json(folder / "classes.json", _classes(splits))
-    return _train(config, folder, splits, on_metrics)
+    return _train(config, folder, splits, on_metrics, mesh)
 
 
-def resume(run: Path, data: Path, on_metrics: runs.OnMetrics | None = None) -> Path:
+def resume(
+    run: Path,
+    data: Path,
+    on_metrics: runs.OnMetrics | None = None,
+    mesh: Mesh | None = None,
+) -> Path:
     """Goes on with a run from its newest checkpoint, as if it had never stopped."""
     config, splits = _open(run, data)
-    return _train(config, run, splits, on_metrics)
+    return _train(config, run, splits, on_metrics, mesh)
 
 
-def score(run: Path, data: Path, **changes: Any) -> evaluate.Evaluation:
+def score(run: Path, data: Path, mesh: Mesh | None = None, **changes: Any) -> evaluate.Evaluation:
     """Scores a trained run on held-out classes; `changes` replace fields of its configuration."""
     started = time.monotonic()
     config, splits = _open(run, data, **changes)
-    return _score(config, problem_of(config), run, "evaluation", splits, started)
+    problem = problem_of(config, mesh)
+    return _score(config, problem, runs.restore(run, problem), run, "evaluation", splits, started)
 
 
 def _open(
@@ -138,15 +146,16 @@ def _train(
     folder: Path,
     splits: datasets.ImageSplits,
     on_metrics: runs.OnMetrics | None,
+    mesh: Mesh | None,
 ) -> Path:
     """Trains from where the run stands, and scores."""
     started = time.monotonic()
     report.say(
         f"{len(splits.train_names):,} training and {len(splits.test_names):,} held-out classes"
     )
-    problem = problem_of(config)
+    problem = problem_of(config, mesh)
     with runs.resumable(folder):
-        runs.meta_train(
+        state = runs.meta_train(
             folder,
             f"Reptile, {config.ways}-way",
             problem.learner,
@@ -157,7 +166,7 @@ def _train(
             on_metrics,
         )
         report.say(f"trained in {time.monotonic() - started:.0f} s")
-        _score(config, problem, folder, "results", splits, started)
+        _score(config, problem, state, folder, "results", splits, started)
         _draw_learning_curve(folder)
     return folder
 
@@ -175,9 +184,8 @@ def _draw_learning_curve(folder: Path) -> None:
 
 
 def _score(
-    config, problem: runs.Problem, folder: Path, name: str, splits, started: float
+    config, problem: runs.Problem, state: MetaState, folder: Path, name: str, splits, started: float
 ) -> evaluate.Evaluation:
-    state = runs.restore(folder, problem)
     begun = time.monotonic()
     with report.Bar("held-out tasks", config.eval_tasks, "tasks") as bar:
         result = evaluate.evaluate(
@@ -192,6 +200,7 @@ def _score(
             score_every=config.eval_steps // 5 if config.eval_steps % 5 == 0 else None,
             tasks_per_dispatch=100 if jax.default_backend() == "cpu" else 2500,
             report=lambda done, total: bar.update(done),
+            mesh=problem.learner.mesh,
         )
     percent = lambda mean, half: f"{100 * mean:.2f} ± {100 * half:.2f}"
     own = "transductive" if config.transductive else "non-transductive"

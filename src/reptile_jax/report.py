@@ -22,6 +22,11 @@ _console = Console()
 _LINE_EVERY = 10.0  # seconds, where there is no terminal to redraw a bar on
 
 
+def be_quiet() -> None:
+    """Prints nothing from here on but why a command failed."""
+    _console.quiet = True
+
+
 def say(message: str) -> None:
     """Prints one line as it is."""
     _console.print(message, markup=False, highlight=False, soft_wrap=True)
@@ -43,7 +48,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for row in rows:
         drawn.add_row(*map(Text, row))  # as it is: a file's name is no markup
     # A file or a pipe has no width to fit.
-    Console(width=None if _console.is_terminal else 160).print(drawn)
+    Console(width=None if _console.is_terminal else 160, quiet=_console.quiet).print(drawn)
 
 
 class Bar:

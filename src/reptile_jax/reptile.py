@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from reptile_jax.devices import Mesh, checked, replicate
 from reptile_jax.padding import unless_empty
 from reptile_jax.task_axis import Params, TaskGradient, mean_over_tasks, where
 from reptile_jax.tasks import Batches, Draws, Task, check_integers, check_leading_axis
@@ -77,10 +78,11 @@ class MetaInfo(NamedTuple):
 
 
 class MetaLearner(NamedTuple):
-    """A pair of functions, as in `optax.GradientTransformation`."""
+    """A pair of functions, as in `optax.GradientTransformation`, and where they run."""
 
     init: Callable[[Params], MetaState]
     step: Callable[[MetaState, Task | Draws], tuple[MetaState, MetaInfo]]
+    mesh: Mesh | None = None  # the devices that the tasks are divided over, if more than one
 
 
 def inner_loop(
@@ -167,6 +169,7 @@ def meta_learner(
     *,
     inner_state: InnerState = "fresh",
     tasks_at_once: int | None = None,
+    mesh: Mesh | None = None,
     donate: bool = True,
 ) -> MetaLearner:
     """Makes a meta-learner of a meta-gradient and a meta-optimiser.
@@ -182,7 +185,10 @@ def meta_learner(
         before it ended with, across meta steps too, which is what the paper's released code does
         and makes tasks run one after another. With one task a meta step the last two are the same.
       tasks_at_once: how many tasks run side by side under `vmap`; the rest follow in a scan, with
-        the same result to rounding. By default one on a CPU, all of them on a GPU or TPU.
+        the same result to rounding. By default one on a CPU, all of them on a GPU or TPU. With a
+        mesh these are the tasks of each device.
+      mesh: divides each meta-batch over many devices, with the same result to rounding: a mesh with
+        one axis, named "tasks", as `devices.task_mesh()` makes it. States are then on all of them.
       donate: let `step` reuse its argument's memory. A state is then used up by the step that takes
         it, as always when written `state, info = learner.step(state, tasks)`.
 
@@ -202,6 +208,12 @@ def meta_learner(
             'inner_state="carried" runs one task after another, so tasks_at_once cannot be '
             f'{tasks_at_once}: use "averaged" to run tasks side by side.'
         )
+    mesh = checked(mesh)
+    if inner_state == "carried" and mesh is not None and mesh.size > 1:
+        raise ValueError(
+            'inner_state="carried" runs one task after another, so a mesh of '
+            f'{mesh.size} devices cannot share them: use "averaged", or one device.'
+        )
 
     def init(params: Params) -> MetaState:
         check_params(params)
@@ -209,7 +221,7 @@ def meta_learner(
         inner = None if inner_state == "fresh" else meta_gradient.init(params)
         state = MetaState(params, meta_optimizer.init(params), inner, jnp.zeros((), jnp.int32))
         # Some optimisers keep the parameters themselves; a donated buffer has one owner.
-        return jax.tree.map(jnp.copy, state) if donate else state
+        return replicate(jax.tree.map(jnp.copy, state) if donate else state, mesh)
 
     step = functools.partial(
         meta_step,
@@ -217,8 +229,9 @@ def meta_learner(
         meta_optimizer,
         tasks_at_once=1 if inner_state == "carried" else tasks_at_once,
         carry_inner_state=inner_state == "carried",
+        mesh=mesh,
     )
-    return MetaLearner(init, jax.jit(step, donate_argnums=0 if donate else ()))
+    return MetaLearner(init, jax.jit(step, donate_argnums=0 if donate else ()), mesh)
 
 
 def meta_step(
@@ -229,6 +242,7 @@ def meta_step(
     *,
     tasks_at_once: int | None = None,
     carry_inner_state: bool = False,
+    mesh: Mesh | None = None,
 ) -> tuple[MetaState, MetaInfo]:
     """One meta step over a meta-batch of tasks: the last line of the algorithm. Pure.
 
@@ -254,6 +268,7 @@ def meta_step(
         tasks,
         at_once=tasks_at_once,
         carry=carry_inner_state,
+        mesh=mesh,
     )
     updates, opt_state = meta_optimizer.update(mean.gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

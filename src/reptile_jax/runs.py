@@ -5,6 +5,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import shlex
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from reptile_jax import checkpoint, presets, report, signals
+from reptile_jax import checkpoint, presets, processes, report, signals
 from reptile_jax.json_files import append_json_line, keep_json_lines, read_json, write_json
 from reptile_jax.reptile import LossFn, MetaInfo, MetaLearner, MetaState
 from reptile_jax.tasks import Key, TaskDistribution
@@ -137,7 +138,7 @@ def meta_train(
     started, first_step = time.monotonic(), int(state.step)
     if folder is not None:
         _forget_after(first_step, folder)
-    saved, failed, stop = first_step, 0, []
+    saved, failed, stop, stops = first_step, 0, [], False
     loop = train(
         learner,
         state,
@@ -158,8 +159,9 @@ def meta_train(
                 append_json_line(folder / "metrics.jsonl", {"step": step, **row})
                 if on_metrics is not None:
                     on_metrics(folder, step, row)
+                stops = processes.any_process(bool(stop))
                 due = step == config.meta_steps or step - saved >= config.save_every
-                if due or stop or gives_up:
+                if due or stops or gives_up:
                     _save(folder, state, first_step, time.monotonic() - started)
                     saved = step
             if gives_up:
@@ -168,7 +170,8 @@ def meta_train(
                     "task had a finite loss and gradient, so nothing was learnt: look at the loss "
                     "and the data, or lower the inner rate."
                 )
-            if stop:
+            if stops:
+                stop = stop or [signal.SIGTERM]
                 break
     if stop:
         raise signals.Interrupted(stop[0], f"stopped at meta step {int(state.step)}")

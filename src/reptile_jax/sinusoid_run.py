@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from reptile_jax import evaluate, models, presets, report, runs
+from reptile_jax.devices import Mesh
 from reptile_jax.reptile import LossFn, meta_learner, reptile
 from reptile_jax.sinusoids import Sinusoids, sinusoids
 
@@ -16,15 +17,18 @@ DRAWN_STEPS = (0, 1, 8, 32)  # in their picture
 
 
 def train(
-    config: presets.Sinusoid, out: Path | None = None, on_metrics: runs.OnMetrics | None = None
+    config: presets.Sinusoid,
+    out: Path | None = None,
+    on_metrics: runs.OnMetrics | None = None,
+    mesh: Mesh | None = None,
 ) -> Path:
     """The sine waves: trains, compares with two other initialisations, draws. Returns the run."""
     presets.check(config)
     _distributions(config)  # before there is a run
-    return _train(config, runs.create(out, "sinusoid", config), on_metrics)
+    return _train(config, runs.create(out, "sinusoid", config), on_metrics, mesh)
 
 
-def resume(run: Path, on_metrics: runs.OnMetrics | None = None) -> Path:
+def resume(run: Path, on_metrics: runs.OnMetrics | None = None, mesh: Mesh | None = None) -> Path:
     """Goes on with a run from its newest checkpoint, as if it had never stopped.
 
     Joint training, which it is compared with, starts over.
@@ -32,28 +36,33 @@ def resume(run: Path, on_metrics: runs.OnMetrics | None = None) -> Path:
     config = runs.load_config(run)
     if not isinstance(config, presets.Sinusoid):
         raise ValueError(f"{run} is not a run on the sine waves.")
-    return _train(config, run, on_metrics)
+    return _train(config, run, on_metrics, mesh)
 
 
-def problem_of(config: presets.Sinusoid) -> runs.Problem:
+def problem_of(config: presets.Sinusoid, mesh: Mesh | None = None) -> runs.Problem:
     """The network, the inner optimiser and the learner of a configuration."""
     model, inner = models.MLP(), optax.sgd(config.inner_rate)
     loss_fn = models.squared_error(model.apply)
     anneal = optax.linear_schedule(config.meta_rate, 0.0, config.meta_steps)
     # Side by side: networks as small as this gain more from fewer operations than they lose.
     learner = meta_learner(
-        reptile(loss_fn, inner), optax.sgd(anneal), tasks_at_once=config.meta_batch
+        reptile(loss_fn, inner), optax.sgd(anneal), tasks_at_once=config.meta_batch, mesh=mesh
     )
     init_key = jax.random.fold_in(jax.random.key(config.seed), 0)
     first_state = lambda: learner.init(jax.jit(model.init)(init_key, jnp.zeros((1, 1))))
     return runs.Problem(model, loss_fn, inner, learner, first_state)
 
 
-def _train(config: presets.Sinusoid, folder: Path, on_metrics: runs.OnMetrics | None) -> Path:
+def _train(
+    config: presets.Sinusoid,
+    folder: Path,
+    on_metrics: runs.OnMetrics | None,
+    mesh: Mesh | None,
+) -> Path:
     """Trains from where the run stands, then joint training; evaluates both."""
     started = time.monotonic()
     training, joint, held_out = _distributions(config)
-    problem = problem_of(config)
+    problem = problem_of(config, mesh)
     train_key, eval_key = (jax.random.fold_in(jax.random.key(config.seed), use) for use in (1, 2))
     learn = lambda folder, title, state, waves: (
         runs.meta_train(
@@ -79,6 +88,7 @@ def _train(config: presets.Sinusoid, folder: Path, on_metrics: runs.OnMetrics | 
                 num_tasks=config.eval_tasks,
                 score_every=1,
                 tasks_at_once=100,
+                mesh=mesh,
             )
             for name, params in initialisations.items()
         }

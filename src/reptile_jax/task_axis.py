@@ -1,9 +1,10 @@
-"""How the tasks of a meta-batch run: side by side, in chunks, or one after another.
+"""How the tasks of a meta-batch run: side by side, in chunks, one after another, on many devices.
 
 The result is the same to rounding. Sums over tasks stand in the scan's carry, so memory grows with
 the tasks that run at once, not with the meta-batch.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from reptile_jax.devices import Mesh, all_reduce, over_devices, repeat_last
 from reptile_jax.tasks import Draws, Task, check_distribution, check_meta_batch
 
 Params: TypeAlias = Any  # a pytree of floating-point arrays
@@ -50,6 +52,7 @@ def mean_over_tasks(
     *,
     at_once: int | None = None,
     carry: bool = False,
+    mesh: Mesh | None = None,
 ) -> TaskMean:
     """Runs `estimate` on every task and takes the weighted mean.
 
@@ -60,25 +63,55 @@ def mean_over_tasks(
       params: θ; gradients have its structure.
       opt_state: where inner optimisers start; None for afresh, and then none is kept.
       tasks: `[tasks, ...]`, or `Draws`.
-      at_once: tasks under one `vmap`; by default one on a CPU, else all.
-      carry: hand the inner optimiser's state from task to task; needs `at_once` = 1. Otherwise the
-        mean over the tasks is handed on.
+      at_once: tasks under one `vmap` on each device; by default one on a CPU, else all.
+      carry: hand the inner optimiser's state from task to task; needs `at_once` = 1 and one device.
+        Otherwise the mean over the tasks is handed on.
+      mesh: divides the tasks over its devices, in order.
     """
     draws = isinstance(tasks, Draws)
-    each = tasks.keys if draws else tasks
-    num_tasks = check_meta_batch(each)
+    each, distribution = (tasks.keys, tasks.distribution) if draws else (tasks, None)
+    num_tasks, num_devices = check_meta_batch(each), mesh.size if mesh else 1
     if draws:
-        check_distribution(tasks.distribution)
+        check_distribution(distribution)
     if carry and at_once not in (None, 1):
         raise ValueError(f"a state is carried from task to task: at_once is 1, not {at_once}.")
-    zero = jnp.zeros((), jnp.result_type(float))  # float64 where that is enabled
+    if carry and num_devices > 1:
+        raise ValueError(f"a state is carried from task to task: on one device, not {num_devices}.")
     # On a CPU, batched matrix products over tasks are slower than one task after another.
     one_by_one = carry or jax.default_backend() == "cpu"
-    at_once = min(at_once or (1 if one_by_one else num_tasks), num_tasks)
+    of_device = -(-num_tasks // num_devices)
+    at_once = min(at_once or (1 if one_by_one else of_device), of_device)
+
+    run = functools.partial(_run, estimate, at_once=at_once, carry=carry)
+
+    def run_part(shared, part):
+        sums, _, report = run(shared, part)
+        sums, report = all_reduce(sums, report)
+        return sums, None, report
+
+    exist = jnp.arange(of_device * num_devices) < num_tasks
+    run_all = over_devices(run_part, mesh) if mesh and num_devices > 1 else run
+    sums, ended, (losses, finite) = run_all(
+        (params, opt_state, distribution), (repeat_last(each, len(exist)), exist)
+    )
+    divide = lambda total, like: _divide(total, sums.weight, like)
+    gradient = jax.tree.map(divide, sums.gradient, params)
+    if not carry:
+        ended = jax.tree.map(divide, sums.opt_state, opt_state)
+    return TaskMean(gradient, ended, sums.weight, losses[:num_tasks], finite[:num_tasks])
+
+
+def _run(estimate, shared, tasks_and_exist, *, at_once: int, carry: bool):
+    """One device's part: sums, the inner state to start the next from, `(losses, finite)`.
+
+    A task that does not exist has no weight.
+    """
+    params, opt_state, distribution = shared
+    zero = jnp.zeros((), jnp.result_type(float))  # float64 where that is enabled
 
     def run_one(opt_state, task, exists):
-        if draws:
-            task = tasks.distribution.sample(task)
+        if distribution is not None:
+            task = distribution.sample(task)
             if not isinstance(task, Task):
                 raise TypeError(f"sample(key) returns a Task, not a {type(task).__name__}.")
         result = estimate(params, opt_state, task)
@@ -102,32 +135,28 @@ def mean_over_tasks(
 
     unmoved = _with_counts_from(None if carry else opt_state, opt_state)
     zeros = _Part(_weighted(zero, params), _weighted(zero, unmoved), zero)
-    (sums, ended), (losses, finite) = jax.lax.scan(
-        add, (zeros, opt_state), _in_chunks(each, num_tasks, at_once)
+    (sums, ended), report = jax.lax.scan(
+        add, (zeros, opt_state), _in_chunks(tasks_and_exist, at_once)
     )
     if at_once > 1:
-        losses, finite = (x.reshape(-1, *x.shape[2:])[:num_tasks] for x in (losses, finite))
-    divide = lambda total, like: _divide(total, sums.weight, like)
-    gradient = jax.tree.map(divide, sums.gradient, params)
-    if not carry:
-        ended = jax.tree.map(divide, sums.opt_state, opt_state)
-    return TaskMean(gradient, ended, sums.weight, losses, finite)
+        number = len(tasks_and_exist[1])
+        report = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:number], report)
+    return sums, ended, report
 
 
-def _in_chunks(tasks, num_tasks: int, at_once: int):
-    """`(tasks, exist)` led by `[chunks, at_once]`, or `[tasks]` if one at once.
+def _in_chunks(tasks_and_exist, at_once: int):
+    """The same, led by `[chunks, at_once]`, or as it is if one at once.
 
     A last chunk that is not full repeats the last task, and `exist` is false there.
     """
     if at_once == 1:
-        return tasks, jnp.ones(num_tasks, bool)
-    chunks = -(-num_tasks // at_once)
-    index = jnp.arange(chunks * at_once).reshape(chunks, at_once)
-    if chunks * at_once == num_tasks:
-        shaped = jax.tree.map(lambda leaf: leaf.reshape(chunks, at_once, *leaf.shape[1:]), tasks)
-    else:
-        shaped = jax.tree.map(lambda leaf: leaf[jnp.minimum(index, num_tasks - 1)], tasks)
-    return shaped, index < num_tasks
+        return tasks_and_exist
+    tasks, exist = tasks_and_exist
+    chunks = -(-len(exist) // at_once)
+    size = chunks * at_once
+    exist = jnp.pad(exist, (0, size - len(exist)))
+    shape = lambda leaf: leaf.reshape(chunks, at_once, *leaf.shape[1:])
+    return jax.tree.map(shape, (repeat_last(tasks, size), exist))
 
 
 def _is_inexact(leaf) -> bool:

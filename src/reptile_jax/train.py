@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import jax
 
+from reptile_jax.devices import replicate
 from reptile_jax.reptile import MetaInfo, MetaLearner, MetaState
 from reptile_jax.tasks import Draws, Key, TaskDistribution, check_integers, check_key
 
@@ -79,12 +80,15 @@ def train(
             f"{type(learner).__name__} and {type(state).__name__}."
         )
 
+    # A state that was restored, and what is drawn from, go to where the learner's tasks run.
+    state, on_devices = replicate((state, (distribution, key)), learner.mesh)
+
     def dispatches(state: MetaState) -> Iterator[tuple[MetaState, MetaInfo]]:
         step = int(state.step)
         while step < until:
             end = min(until, (step // steps_per_dispatch + 1) * steps_per_dispatch)
             state, infos = meta_steps(
-                learner, state, distribution, key, num_steps=end - step, meta_batch=meta_batch
+                learner, state, *on_devices, num_steps=end - step, meta_batch=meta_batch
             )
             step = end
             yield state, infos

@@ -1,0 +1,147 @@
+"""One command on many devices, and in many processes that work as one.
+
+Every process runs the same program on the same data and holds the same state. The first one keeps
+the run's folder; each of the others has one of its own, which it throws away at the end. So nothing
+else has to know how many processes there are.
+"""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from reptile_jax import report
+from reptile_jax.devices import Mesh, task_mesh
+
+_SILENCE = 30  # seconds after which a process that is not heard of is taken for dead
+_GOODBYE = 60  # seconds that the first to finish waits for the others
+_START = 120  # seconds that processes wait for each other to start
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharing:
+    """Which devices share the tasks of a meta step."""
+
+    devices: int | None = None  # of this process; on a CPU by default 1, else all there are
+    distributed: bool = False  # this is one of several processes, all with the same command
+    coordinator: str | None = None  # HOST:PORT of process 0; by default as the cluster has it
+    num_processes: int | None = None  # by default as the cluster has it
+    process_index: int | None = None  # from 0; by default as the cluster has it
+
+
+@contextlib.contextmanager
+def joined(
+    sharing: Sharing, folder: Path | None, *, share: bool = True
+) -> Iterator[tuple[Mesh | None, Any]]:
+    """Joins the other processes, and gives the mesh and the folder that this process is to use.
+
+    It has to come before anything else uses JAX. A process that fails ends here, at once: the
+    others wait for it, and are to learn that it is gone.
+
+    Args:
+      folder: of the run, new or old.
+      share: whether all GPUs or TPUs of a single process take part unless told otherwise.
+
+    Yields:
+      The mesh, None for one device; and `folder`, or what this process has instead.
+
+    Raises:
+      ValueError: for devices that are not there, and for options that contradict each other.
+    """
+    _start(sharing)
+    mesh = _mesh(sharing, share)
+    if jax.process_count() == 1:
+        yield mesh, folder
+        return
+    try:
+        with _own_folder(folder) as own:
+            yield mesh, own
+    except Exception as error:
+        message = str(error)
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            message = (
+                "the processes have lost each other: one has died, or cannot be reached. Start all "
+                f"again; a run goes on from its newest checkpoint with --resume. ({message[:300]})"
+            )
+        report.fail(f"process {jax.process_index()}: {message}")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; all of them have to ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def _start(sharing: Sharing) -> None:
+    if sharing.devices is not None:
+        if sharing.devices < 1:
+            raise ValueError(f"--devices is at least 1, got {sharing.devices}.")
+        # Where JAX has started, as in a notebook, its devices are what they are.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", sharing.devices)
+    where = (sharing.coordinator, sharing.num_processes, sharing.process_index)
+    if not sharing.distributed:
+        if where != (None, None, None):
+            raise ValueError(
+                "--coordinator, --num-processes and --process-index go with --distributed."
+            )
+        return
+    given = None not in where
+    host, _, port = (sharing.coordinator or "").rpartition(":")
+    if sharing.coordinator is not None and not (host and port.isdigit()):
+        raise ValueError(f"--coordinator is HOST:PORT, got {sharing.coordinator!r}.")
+    # SIGTERM is to end a process, or to be handled here.
+    jax.config.update("jax_enable_preemption_service", False)
+    loopback = host in ("localhost", "127.0.0.1", "[::1]")
+    try:
+        jax.distributed.initialize(
+            *where,
+            cluster_detection_method="deactivate" if given else None,
+            coordinator_bind_address=sharing.coordinator if loopback else None,
+            initialization_timeout=_START,
+            heartbeat_timeout_seconds=_SILENCE,
+            shutdown_timeout_seconds=_GOODBYE,
+        )
+    except (ValueError, RuntimeError) as error:
+        hint = "" if given else " Give --coordinator HOST:PORT, --num-processes, --process-index."
+        raise ValueError(f"the processes cannot be joined: {error}{hint}") from error
+    if jax.process_index():
+        report.be_quiet()
+
+
+def _mesh(sharing: Sharing, share: bool) -> Mesh | None:
+    there = len(jax.local_devices())
+    by_default = there if share and jax.default_backend() != "cpu" else 1
+    number = sharing.devices or by_default
+    if number > there:
+        raise ValueError(f"--devices {number}, but JAX has {there} here: {jax.local_devices()}.")
+    if number * jax.process_count() == 1:
+        return None
+    first = lambda process: jax.local_devices(process)[:number]
+    return task_mesh([d for process in range(jax.process_count()) for d in first(process)])
+
+
+@contextlib.contextmanager
+def _own_folder(folder: Path | None) -> Iterator[Path | None]:
+    """The folder, for the first process; for the others a copy of it, as it is now."""
+    with tempfile.TemporaryDirectory(prefix="reptile-jax-") as own:
+        if jax.process_index():
+            copy = Path(own) / (folder.name if folder else "run")
+            if folder and folder.is_dir():
+                shutil.copytree(folder, copy)
+            folder = copy
+        multihost_utils.sync_global_devices("every process has its folder")
+        yield folder
