@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from benchmarks import measure
-from reptile_jax import report
+from reptile_jax import json_files, report
 
 
 def stored(folder: Path, arm: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -44,7 +44,7 @@ def run(
         report.say(f"{folder.name}/{arm}: measured already")
         return there
     begun = time.monotonic()
-    data = report.plain(jax.device_get(measured()))
+    data = json_files.plain(jax.device_get(measured()))
     seconds = round(time.monotonic() - begun, 1)
     number, path = 1, folder / f"{arm}.json"
     while path.exists():
@@ -67,4 +67,4 @@ def run(
 
 
 def _text(value: Any) -> str:
-    return json.dumps(report.plain(value), allow_nan=False)
+    return json.dumps(json_files.plain(value), allow_nan=False)

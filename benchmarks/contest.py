@@ -105,8 +105,8 @@ def sine(size: Size) -> Problem:
         name: Entrant(
             method,
             waves[name],
-            (0.01, 0.02, 0.05),
-            (0.3, 1.0, 2.0) if name == "Reptile" else (1e-3, 3e-3, 1e-2),
+            (0.01, 0.02, 0.05, 0.1) if name == "Reptile" else (0.005, 0.01, 0.02, 0.05),
+            (0.5, 1.0, 2.0, 4.0) if name == "Reptile" else (1e-3, 3e-3, 1e-2, 3e-2),
         )
         for name, method in SGD.items()
     }

@@ -24,7 +24,7 @@ METHODS = {
         seeds.Method(maml, optax.sgd, optax.adam),
         sinusoids(shots=10, steps=5),
         0.02,
-        3e-3,
+        1e-2,
     ),
     "Reptile": (seeds.Method(reptile, optax.sgd, optax.sgd), sinusoids(steps=5), 0.02, 1.0),
 }
