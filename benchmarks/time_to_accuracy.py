@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from benchmarks import measure
-from reptile_jax import datasets, evaluate, fewshot, omniglot, presets
-from reptile_jax.fewshot_run import Problem, held_out_tasks, problem_of, training_tasks
+from reptile_jax import datasets, evaluate, fewshot, omniglot, presets, runs
+from reptile_jax.fewshot_run import held_out_tasks, problem_of, training_tasks
 from reptile_jax.train import train
 
 LEVELS = (70, 80, 85, 90)  # per cent, transductive
@@ -71,7 +71,7 @@ def keep_apart(splits: datasets.ImageSplits, characters: int) -> datasets.ImageS
 
 def measured(
     config: presets.FewShotImages,
-    problem: Problem,
+    problem: runs.Problem,
     splits: datasets.ImageSplits,
     *,
     every: int,
@@ -84,7 +84,6 @@ def measured(
     """
     tasks, episodes = training_tasks(config, splits), held_out_tasks(config, splits)
     root = jax.random.key(config.seed)
-    first = lambda: problem.first_state(jax.random.fold_in(root, 0))
     dispatches = lambda state, until: train(
         problem.learner,
         state,
@@ -94,9 +93,9 @@ def measured(
         meta_batch=config.meta_batch,
         steps_per_dispatch=every,
     )
-    for _ in dispatches(first(), every):  # compiles
+    for _ in dispatches(problem.first_state(), every):  # compiles
         pass
-    state, seconds = first(), 0.0
+    state, seconds = problem.first_state(), 0.0
     curve = [_point(problem, state, episodes, num_tasks, seconds)]
     loop = dispatches(state, config.meta_steps)
     while int(state.step) < config.meta_steps and curve[-1].accuracy < max(LEVELS):
@@ -107,7 +106,7 @@ def measured(
     return curve
 
 
-def _point(problem: Problem, state, episodes, num_tasks: int, seconds: float) -> Point:
+def _point(problem: runs.Problem, state, episodes, num_tasks: int, seconds: float) -> Point:
     """Evaluates on tasks that are the same at every point."""
     result = evaluate.evaluate(
         problem.loss_fn,

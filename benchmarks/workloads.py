@@ -86,7 +86,7 @@ def few_shot(preset: str) -> Workload:
         steps=config.inner_steps,
         batch_size=config.inner_batch,
     )
-    state = problem.first_state(jax.random.key(0))
+    state = problem.first_state()
     return Workload(
         preset,
         state.params,

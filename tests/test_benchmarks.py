@@ -27,7 +27,7 @@ from benchmarks import (
     workloads,
 )
 
-from reptile_jax import Batch, Task, datasets, fewshot_run, meta_learner, models, presets, reptile
+from reptile_jax import Batch, Task, datasets, meta_learner, models, presets, reptile, runs
 
 
 @pytest.fixture(autouse=True)
@@ -223,9 +223,9 @@ def test_time_to_accuracy_keeps_characters_apart_and_times_training_alone(capsys
     apply = lambda params, images: images.reshape(images.shape[0], -1) @ params
     loss_fn, inner = models.cross_entropy(apply), optax.sgd(0.1)
     learner = meta_learner(reptile(loss_fn, inner), optax.sgd(1.0))
-    first_state = lambda key: learner.init(jnp.zeros((14 * 14, 2)))
+    first_state = lambda: learner.init(jnp.zeros((14 * 14, 2)))
     net = SimpleNamespace(apply=apply)
-    problem = fewshot_run.Problem(net, loss_fn, inner, learner, first_state)
+    problem = runs.Problem(net, loss_fn, inner, learner, first_state)
     curve = time_to_accuracy.measured(config, problem, splits, every=1, num_tasks=2)
     assert [point.meta_steps for point in curve] == [0, 1, 2][: len(curve)]
     assert curve[0].seconds == 0.0 < curve[1].seconds

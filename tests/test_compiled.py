@@ -27,7 +27,7 @@ def compiled(request):
     )
     with jax.numpy_dtype_promotion("standard"):
         problem = problem_of(config)
-        state = jax.eval_shape(problem.first_state, jax.random.key(0))
+        state = jax.eval_shape(problem.first_state)
         lowered = meta_steps.lower(
             problem.learner,
             state,
