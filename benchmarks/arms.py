@@ -1,5 +1,6 @@
 """The same meta step in other hands: the obvious JAX, and the bare matrix products alone."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import optax
 
 from benchmarks.workloads import Workload
 from reptile_jax import MetaLearner, models
+from reptile_jax.devices import Mesh, over_devices, replicate
 from reptile_jax.train import meta_steps
 
 
@@ -121,14 +123,16 @@ def unrolling(workload: Workload, tasks, unroll: int) -> Callable:
     return arm
 
 
-def bare_products(workload: Workload, num_tasks: int, at_once: int = 1) -> Callable:
+def bare_products(
+    workload: Workload, num_tasks: int, at_once: int = 1, mesh: Mesh | None = None
+) -> Callable:
     """The matrix products of a meta step and little else, in the same scan over tasks and steps.
 
     Forward, weights' gradient, inputs' gradient for each layer, each by itself. The weights are the
     loop's carry and every product feeds them, so none can be left out or moved out of the loop.
     The weights' gradient is taken in the cheaper of its two forms, as the library takes it. With
     more tasks `at_once` these are batched products, each task with inputs and weights of its own;
-    a last chunk is run in full.
+    a last chunk is run in full. A mesh divides the tasks over its devices.
     """
     lead = (at_once,) if at_once > 1 else ()
     draw = lambda *shape: jax.random.normal(jax.random.key(0), (*lead, *shape))
@@ -150,11 +154,16 @@ def bare_products(workload: Workload, num_tasks: int, at_once: int = 1) -> Calla
 
     each = jax.vmap(step) if at_once > 1 else step
 
-    @jax.jit
-    def run(weights, inputs):
+    chunks = -(-num_tasks // (at_once * (mesh.size if mesh else 1)))
+
+    def run(weights_and_inputs, _=None):
+        weights, inputs = weights_and_inputs
         one_step = lambda weights, _: (each(weights, inputs), None)
         one_task = lambda weights, _: jax.lax.scan(one_step, weights, length=workload.steps)
         chunk = lambda weights, _: (one_task(weights, None)[0], None)
-        return jax.lax.scan(chunk, weights, length=-(-num_tasks // at_once))[0]
+        return jax.lax.scan(chunk, weights, length=chunks)[0]
 
-    return lambda: run(weights, inputs)
+    if mesh is None:
+        return functools.partial(jax.jit(run), (weights, inputs))
+    held = replicate((weights, inputs), mesh)
+    return functools.partial(jax.jit(over_devices(run, mesh)), held, jnp.zeros(mesh.size))

@@ -174,7 +174,7 @@ def formulations(quick: bool = False) -> None:
     """Ways to write a 3x3 convolution, on the paper's layers: how long a training step takes.
 
     Forward and both gradients, in a loop over steps as inner loops have it. Five tasks are side by
-    side under `vmap`, and in the column before last one after another, which is how the library
+    side under `vmap`, and in the last column one after another, which is how the library
     runs them on a CPU. A multiple above 1 is slower than the library's own formulation.
     """
     rounds, sizes = (2, LAYERS[3:4]) if quick else (5, LAYERS)

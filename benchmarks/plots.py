@@ -10,6 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import ScalarFormatter
 
+from benchmarks.measure import paired_ratio
+
 
 def meta_batches(content: dict[str, Any], path: Path) -> None:
     """Tasks per second, and the share of the bare products, against the meta-batch."""
@@ -18,8 +20,9 @@ def meta_batches(content: dict[str, Any], path: Path) -> None:
         if "ours" not in measured:  # left out, or failed
             continue
         workload, number = cell.split()[0], int(cell.split()[-1].replace(",", ""))
-        ours, bare = (measured[arm]["median"] for arm in ("ours", "bare"))
-        lines.setdefault(workload, []).append((number, 1e3 * number / ours, 100 * bare / ours))
+        rate = 1e3 * number / measured["ours"]["median"]
+        share = 100 / paired_ratio(measured["ours"], measured["bare"])
+        lines.setdefault(workload, []).append((number, rate, share))
     figure, (speed, share) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     for workload, points in lines.items():
         numbers, rates, shares = zip(*sorted(points), strict=True)
@@ -58,7 +61,7 @@ def peers(content: dict[str, Any], path: Path) -> None:
     for panel, (workload, measured) in zip(panels[0], content["data"].items(), strict=True):
         names = list(measured)[::-1]
         medians = [measured[name]["median"] for name in names]
-        colors = ["tab:blue" if name == "reptile_jax" else "0.7" for name in names]
+        colors = ["tab:blue" if name.startswith("reptile_jax") else "0.7" for name in names]
         bars = panel.barh(names, medians, color=colors)
         labels = [f"{median:.3g}" for median in medians]
         panel.bar_label(bars, labels, padding=3, fontsize=8)

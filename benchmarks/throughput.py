@@ -1,27 +1,35 @@
 """A meta step against PyTorch, the obvious JAX and its own bare matrix products; by meta-batch."""
 
+import contextlib
 import functools
 
+import jax
 import optax
 
 from benchmarks import arms, measure, workloads
 from benchmarks.workloads import Workload
 from reptile_jax import MetaLearner, meta_learner, models, presets, reptile
+from reptile_jax.devices import Mesh, replicate, task_mesh
+
+_ON_TWO = "reptile_jax, two devices"
 
 
-def learner_of(workload: Workload, at_once: int | None = None) -> MetaLearner:
+def learner_of(
+    workload: Workload, at_once: int | None = None, mesh: Mesh | None = None
+) -> MetaLearner:
     """The library's own, as its presets configure it."""
     return meta_learner(
         reptile(workload.loss_fn, workload.inner_optimizer),
         optax.sgd(1.0),
         inner_state=workload.inner_state,
         tasks_at_once=at_once,
+        mesh=mesh,
     )
 
 
-def ours(workload: Workload, tasks, at_once: int | None = None):
+def ours(workload: Workload, tasks, at_once: int | None = None, mesh: Mesh | None = None):
     """The library's own meta step."""
-    return arms.stepping(learner_of(workload, at_once), workload.params, tasks)
+    return arms.stepping(learner_of(workload, at_once, mesh), workload.params, tasks)
 
 
 def peers(quick: bool = False) -> None:
@@ -29,8 +37,11 @@ def peers(quick: bool = False) -> None:
 
     All take the same step from the same parameters on the same tasks. "Bare matrix products" are
     the step's products in the same loops and nothing else, which no program can do without;
-    `vmap(scan(conv))` is how one first writes it in JAX.
+    `vmap(scan(conv))` is how one first writes it in JAX. "Two devices" are two virtual ones that
+    divide the tasks between the same two cores, as `--devices 2` has it.
     """
+    with contextlib.suppress(RuntimeError):  # where JAX has started, its devices are what they are
+        jax.config.update("jax_num_cpu_devices", 2)
     import torch  # the other scripts do without
 
     from benchmarks import torch_arms
@@ -55,26 +66,32 @@ def peers(quick: bool = False) -> None:
                 model, workload.params, tasks, rate, adam
             ),
         }
+        two = task_mesh(jax.devices()[:2])
+        if name != "sinusoid" and two.size == 2:
+            contenders[_ON_TWO] = ours(workload, replicate(tasks, two), mesh=two)
+            contenders["bare matrix products, two devices"] = arms.bare_products(
+                workload, 5, mesh=two
+            )
         if name != "sinusoid":
             contenders["JAX, vmap(scan(conv))"] = arms.obvious(workload, model, tasks, adam=rate)
         measured = measure.interleaved(contenders, repeats=rounds)
         data[name] = measured
-        mine = measured["reptile_jax"]
+        bases = [measured["reptile_jax"], measured.get(_ON_TWO)]
         for arm, times in measured.items():
-            ratio = measure.paired_ratio(times, mine)
+            ratios = [f"{measure.paired_ratio(times, base):.2f}" if base else "" for base in bases]
             rows.append(
                 [
                     f"{name}: {arm}",
                     f"{times['median']:.1f}",
                     "{:.1f} - {:.1f}".format(*times["quartiles"]),
-                    f"{ratio:.2f}",
+                    *ratios,
                     f"{5 * workload.flops / times['median'] / 1e6:.0f}",
                 ]
             )
     measure.save(
         "peers",
         "One meta step of 5 tasks (o15: 5 inner steps of 10 images; sinusoid: 32 of 10 points)",
-        ["arm", "median ms", "quartiles", "times reptile_jax", "GFLOP/s"],
+        ["arm", "median ms", "quartiles", "times reptile_jax", "... on two devices", "GFLOP/s"],
         rows,
         data,
     )

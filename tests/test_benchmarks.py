@@ -29,6 +29,8 @@ from benchmarks import (
 
 from reptile_jax import Batch, Task, datasets, meta_learner, models, presets, reptile, runs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def relaxed():

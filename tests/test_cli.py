@@ -120,6 +120,7 @@ def stop_at(step, number, monkeypatch):
     monkeypatch.setattr(runs, "append_json_line", stop)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     trained, pictures, tmp_path, monkeypatch, capsys
 ):
@@ -141,6 +142,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     chex.assert_trees_all_equal(*states)
 
 
+@pytest.mark.slow
 def test_sine_waves_that_were_stopped_go_on_without_data(tmp_path, monkeypatch, capsys):
     argv = ["train", "sinusoid", "--meta-steps", "30", "--eval-tasks", "20", "--tensorboard"]
     argv += ["--steps-per-dispatch", "10", "--save-every", "20", "--out"]

@@ -10,6 +10,8 @@ from reptile_jax import fewshot, presets
 from reptile_jax.fewshot_run import problem_of
 from reptile_jax.train import meta_steps
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["o15", "m15"])
 def compiled(request):

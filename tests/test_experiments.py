@@ -32,6 +32,8 @@ from reptile_jax import evaluate, fewshot
 from reptile_jax.sinusoids import sinusoids
 from reptile_jax.train import meta_steps
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def lenient():

@@ -15,6 +15,8 @@ from reptile_jax import runs
 
 KILLS = int(os.environ.get("REPTILE_KILLS", "5"))
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def processes():

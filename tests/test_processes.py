@@ -19,6 +19,8 @@ from reptile_jax import cli, processes, runs
 
 BOUND = 120  # seconds; on a machine that does nothing else it is a few
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True, scope="module")
 def jax_has_started():

@@ -1,0 +1,238 @@
+"""The paper's results: trains at full length, evaluates, and writes the README's tables.
+
+    python -m benchmarks.paper o15 --data DIR     # or o120, sinusoid, m15-made; stopped, it goes on
+    python -m benchmarks.paper report             # the README's tables and pictures, from the JSON
+
+Trainings are runs like any other, under `runs/paper/`; what is published of them goes to
+`results/paper/`, one JSON file each.
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import pickle
+import resource
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from benchmarks import measure, paper_report
+from benchmarks.paper_report import RESULTS
+from reptile_jax import fewshot_run, presets, runs, sinusoid_run
+from reptile_jax.json_files import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to run, and where."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional]  # trainings; or report
+    data: Path = Path("data/omniglot")  # folder of the two official zip files
+    runs: Path = Path("runs/paper")  # folder of the trainings
+    seed: int = 0  # of the training
+    meta_steps: int | None = None  # fewer than the paper's; published under a name that says so
+    eval_tasks: int = 10_000  # of each row
+
+
+def few_shot(preset: str, rows: tuple[str, ...]) -> Callable[[Options], None]:
+    """One training of a preset, evaluated for each of the paper's `rows` that it serves."""
+
+    def run(options: Options) -> None:
+        config = dataclasses.replace(
+            presets.PAPER[preset], seed=options.seed, eval_tasks=options.eval_tasks
+        )
+        name = preset
+        if options.meta_steps is not None:
+            config = dataclasses.replace(config, meta_steps=options.meta_steps)
+            name = f"{preset}-{options.meta_steps}-steps"
+        folder = options.runs / f"{name}-seed{options.seed}"
+        trained(config, folder, options.data)
+        for row in rows:
+            changes = {
+                field: getattr(presets.PAPER[row], field) for field in ("shots", "eval_batch")
+            }
+            result = scored(dataclasses.replace(config, **changes), folder, options.data, changes)
+            publish(
+                f"{name.replace(preset, row)}-seed{options.seed}",
+                {
+                    "row": row if options.meta_steps is None else None,
+                    "accuracy": result["accuracy"],
+                    "tasks": result["tasks"],
+                    "meta steps": result["meta steps"],
+                    "training seconds": training_seconds(folder),
+                    "evaluation seconds": result["evaluation seconds"],
+                    "learning curve": learning_curve(folder),
+                    "config": result["config"],
+                },
+            )
+
+    return run
+
+
+def trained(config: presets.FewShotImages, folder: Path, data: Path) -> None:
+    """Trains, or goes on with a training that was stopped; one that has ended is left alone."""
+    if not (folder / "config.json").exists():
+        fewshot_run.train(config, data, folder)
+    elif (found := runs.load_config(folder)) != config:
+        raise ValueError(f"{folder} holds another training: {found}.")
+    elif not (folder / "results.json").exists():
+        fewshot_run.resume(folder, data)
+
+
+def scored(
+    config: presets.FewShotImages, folder: Path, data: Path, changes: dict[str, Any]
+) -> dict[str, Any]:
+    """The result of the evaluation that `config` asks for, which is done if it was not before."""
+    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
+
+    def find() -> dict[str, Any] | None:
+        paths = [*folder.glob("results*.json"), *folder.glob("evaluation*.json")]
+        found = (json.loads(path.read_text()) for path in paths)
+        return next((result for result in found if result["config"] == wanted), None)
+
+    if (result := find()) is None:
+        fewshot_run.score(folder, data, **changes)
+        result = find()
+    if result is None or result["meta steps"] != config.meta_steps:
+        raise ValueError(f"{folder} has no evaluation of its end with {changes}.")
+    return result
+
+
+def training_seconds(folder: Path) -> float:
+    """Seconds of training, over all the pieces that it was done in."""
+    lines = (folder / "times.jsonl").read_text().splitlines()
+    pieces = {row["from"]: row["seconds"] for row in map(json.loads, lines)}
+    return round(sum(pieces.values()), 1)
+
+
+def learning_curve(folder: Path, points: int = 200) -> dict[str, list[float]]:
+    """The training losses, thinned to means over equal stretches."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    stretches = np.array_split(np.arange(len(rows)), min(points, len(rows)))
+    mean = lambda name, part: float(f"{np.mean([rows[i][name] for i in part]):.4g}")
+    curve = {name: [mean(name, s) for s in stretches] for name in ("first_loss", "last_loss")}
+    return {"meta steps": [rows[part[-1]]["step"] for part in stretches], **curve}
+
+
+def sinusoids(options: Options, seeds: int = 10) -> None:
+    """The sine waves over ten seeds, by batched Reptile and in the authors' serial setting."""
+    settings = {"batched": presets.Sinusoid(), "serial": presets.SERIAL_SINUSOID}
+    for setting, start in settings.items():
+        found = []
+        for seed in range(seeds):
+            config = dataclasses.replace(start, seed=seed)
+            if options.meta_steps is not None:
+                config = dataclasses.replace(config, meta_steps=options.meta_steps)
+            folder = options.runs / f"sinusoid-{setting}-seed{seed}"
+            if not (folder / "config.json").exists():
+                sinusoid_run.train(config, folder)
+            elif not (folder / "results.json").exists():
+                sinusoid_run.resume(folder)
+            found.append(json.loads((folder / "results.json").read_text()))
+        errors = {
+            name: {
+                "steps": found[0]["mean squared error"][name]["steps"],
+                "by seed": [result["mean squared error"][name]["mean"] for result in found],
+            }
+            for name in found[0]["mean squared error"]
+        }
+        publish(
+            f"sinusoid-{setting}",
+            {
+                "mean squared error": errors,
+                "tasks of each seed": start.eval_tasks,
+                "seconds of each seed": [result["seconds"] for result in found],
+                "config": dataclasses.asdict(start),
+            },
+        )
+
+
+def mini_imagenet_made(options: Options) -> None:
+    """The mini-ImageNet rows' whole path at full image size, on pictures made here.
+
+    Every class is a coarse pattern of colours, every picture that pattern under noise: it says
+    that the path works, how long it takes and what memory; of accuracy on photographs, nothing.
+    """
+    steps = options.meta_steps or 300
+    config = dataclasses.replace(
+        presets.PAPER["m15"], meta_steps=steps, eval_tasks=100, steps_per_dispatch=10, save_every=50
+    )
+    folder = options.runs / f"m15-made-{steps}-steps"
+    with tempfile.TemporaryDirectory() as data:
+        # Elsewhere, for the memory that it takes is not the training's.
+        maker = multiprocessing.get_context("spawn").Process(target=made_images, args=(Path(data),))
+        maker.start()
+        maker.join()
+        trained(config, folder, Path(data))
+    result = json.loads((folder / "results.json").read_text())
+    publish(
+        "m15-made",
+        {
+            "accuracy": result["accuracy"],
+            "tasks": result["tasks"],
+            "meta steps": steps,
+            "training seconds": training_seconds(folder),
+            "seconds of a meta step": training_seconds(folder) / steps,
+            "evaluation seconds": result["evaluation seconds"],
+            "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+            "learning curve": learning_curve(folder),
+            "config": result["config"],
+        },
+    )
+
+
+def made_images(folder: Path, per_class: int = 600, size: int = 84) -> None:
+    """Writes three pickles in one of mini-ImageNet's usual forms: 64, 16 and 20 classes."""
+    random = np.random.default_rng(0)
+    for split, classes in {"train": 64, "val": 16, "test": 20}.items():
+        images = np.empty((classes * per_class, size, size, 3), np.uint8)
+        for label in range(classes):
+            pattern = random.integers(64, 192, (7, 7, 3)).repeat(12, 0).repeat(12, 1)
+            for index in range(label * per_class, (label + 1) * per_class):
+                noise = random.integers(-64, 64, (size, size, 3))
+                images[index] = np.roll(pattern, random.integers(-8, 9, 2), (0, 1)) + noise
+        names = {
+            f"{split}{label:02d}": list(range(label * per_class, (label + 1) * per_class))
+            for label in range(classes)
+        }
+        with open(folder / f"mini-imagenet-cache-{split}.pkl", "wb") as file:
+            pickle.dump({"image_data": images, "class_dict": names}, file, protocol=4)
+
+
+def publish(name: str, content: dict[str, Any]) -> None:
+    """Writes what is published, with the command and the machine."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    command = f"python -m benchmarks.paper {' '.join(sys.argv[1:])}"
+    content = {"command": command, **content, "machine": measure.machine()}
+    write_json(RESULTS / f"{name}.json", content)
+
+
+TRAININGS: dict[str, Callable[[Options], None]] = {
+    "o15": few_shot("o15", ("o15", "o55")),
+    "o120": few_shot("o120", ("o120", "o520")),
+    "sinusoid": sinusoids,
+    "m15-made": mini_imagenet_made,
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs the trainings named, or writes the tables."""
+    options = tyro.cli(Options, args=argv, prog="python -m benchmarks.paper")
+    if options.names == ("report",):
+        paper_report.write()
+        return 0
+    if unknown := [name for name in options.names if name not in TRAININGS]:
+        print(f"no training {', '.join(unknown)}; there are {', '.join(TRAININGS)}, and report")
+        return 2
+    for name in options.names:
+        TRAININGS[name](options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

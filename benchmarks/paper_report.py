@@ -1,0 +1,134 @@
+"""The README's tables and pictures of the paper's results, from the JSON alone."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from reptile_jax import plots
+
+RESULTS = Path(__file__).parent / "results" / "paper"
+README = Path(__file__).parent.parent / "README.md"
+
+# Nichol et al. 2018, tables 1 and 2: per cent, by row; "t" is transductive.
+PUBLISHED = {
+    "o15": (95.39, 0.09),
+    "o15t": (97.68, 0.04),
+    "o55": (98.90, 0.10),
+    "o55t": (99.48, 0.06),
+    "o120": (88.14, 0.15),
+    "o120t": (89.43, 0.14),
+    "o520": (96.65, 0.33),
+    "o520t": (97.12, 0.32),
+}
+# Four full re-runs of the released code, as glogowski-wojciech/progressive-reptile-experiments
+# reports them (reproduce/README.md).
+RERUNS = {
+    "o15": (95.48, 95.56, 95.25, 95.20),
+    "o15t": (97.74, 97.79, 97.61, 97.70),
+    "o55": (98.90, 99.01, 99.15, 98.89),
+    "o55t": (99.52, 99.53, 99.53, 99.49),
+    "o120": (88.12, 87.93, 88.00, 88.09),
+    "o120t": (89.30, 89.13, 89.13, 89.73),
+    "o520": (96.56, 96.53, 96.56, 96.47),
+    "o520t": (97.55, 97.05, 96.99, 97.39),
+}
+MODES = {"": "non-transductive", "t": "transductive"}
+
+
+def write() -> None:
+    """Rewrites each part of the README that stands between this report's markers."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    replace("paper's rows", rows_table(found))
+    replace("sine waves over seeds", sinusoid_table(found))
+    draw_learning_curves(found)
+
+
+def replace(part: str, lines: list[str]) -> None:
+    """Puts lines between `<!-- part -->` and `<!-- end of part -->`."""
+    start, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
+    text = README.read_text()
+    if start not in text or end not in text:
+        raise ValueError(f"{README.name} has no {start} ... {end} to write between.")
+    before, _, rest = text.partition(start)
+    README.write_text(f"{before}{start}\n\n" + "\n".join(lines) + f"\n\n{end}{rest.split(end)[1]}")
+
+
+def rows_table(found: dict[str, Any]) -> list[str]:
+    """The paper's rows: the paper, re-runs of its code, and ours."""
+    lines = [
+        "| row | the paper | re-runs of its code | reptile_jax | inside | JSON |",
+        "|---|---:|---:|---:|---|---|",
+    ]
+    for row, published in PUBLISHED.items():
+        seeds = {name: r for name, r in found.items() if r.get("row") == row.removesuffix("t")}
+        if not seeds:
+            continue
+        mode = MODES["t" if row.endswith("t") else ""]
+        scores = [100 * r["accuracy"][mode]["mean"][-1] for r in seeds.values()]
+        halves = [100 * r["accuracy"][mode]["interval"][-1] for r in seeds.values()]
+        ours = ", ".join(f"{s:.2f} ± {h:.2f}" for s, h in zip(scores, halves, strict=True))
+        low, high = min(RERUNS[row]), max(RERUNS[row])
+        links = ", ".join(f"[{name}](benchmarks/results/paper/{name}.json)" for name in seeds)
+        lines.append(
+            f"| {row} | {published[0]:.2f} ± {published[1]:.2f} | {low:.2f} to {high:.2f} | {ours} "
+            f"| {_verdict(scores, low, high)} | {links} |"
+        )
+    return lines
+
+
+def _verdict(scores: list[float], low: float, high: float) -> str:
+    """Where the mean of our seeds lies against the band of the re-runs."""
+    mean = sum(scores) / len(scores)
+    if mean < low:
+        return f"{low - mean:.2f} below"
+    return f"{mean - high:.2f} above" if mean > high else "yes"
+
+
+def sinusoid_table(found: dict[str, Any]) -> list[str]:
+    """Errors by inner steps: means over seeds with t-intervals."""
+    lines = []
+    for setting in ("batched", "serial"):
+        result = found.get(f"sinusoid-{setting}")
+        if result is None:
+            continue
+        for name, error in result["mean squared error"].items():
+            if name != "Reptile" and setting == "serial":
+                continue
+            values = np.array(error["by seed"])  # [seeds, points]
+            half = stats.t.ppf(0.975, len(values) - 1) * values.std(0, ddof=1)
+            half = half / math.sqrt(len(values))
+            cells = [f"{m:.3f} ± {h:.3f}" for m, h in zip(values.mean(0), half, strict=True)]
+            if not lines:
+                lines.append(f"| after SGD steps | {' | '.join(map(str, error['steps']))} |")
+                lines.append("|---" + "|---:" * len(cells) + "|")
+            label = f"{name}, {setting}" if name == "Reptile" else name
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
+
+
+def draw_learning_curves(found: dict[str, Any]) -> None:
+    """One picture for each training: the loss before its first and its last inner step."""
+    for training, results in _by_training(found):
+        curves = {}
+        for seed, result in results.items():
+            curve = result["learning curve"]
+            steps = np.array(curve["meta steps"])
+            curves[f"{seed}, before the first inner step"] = steps, np.array(curve["first_loss"])
+            curves[f"{seed}, before the last"] = steps, np.array(curve["last_loss"])
+        plots.learning_curve(RESULTS / f"{training}.png", training, curves)
+
+
+def _by_training(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names of trainings, and their results by seed; rows that share a training count once."""
+    trainings: dict[str, dict[str, Any]] = defaultdict(dict)
+    for name, result in found.items():
+        if "learning curve" in result and result.get("row") not in ("o55", "o520"):
+            training, _, seed = name.partition("-seed")
+            trainings[training][f"seed {seed}" if seed else training] = result
+    yield from trainings.items()

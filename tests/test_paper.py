@@ -1,0 +1,84 @@
+"""What is published of the paper's results: taken from runs, and read from JSON alone."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import paper, paper_report
+
+
+def result(row, transductive, non_transductive, **more):
+    accuracy = {
+        "transductive": {"mean": [0.2, transductive / 100], "interval": [0.01, 0.002]},
+        "non-transductive": {"mean": [0.2, non_transductive / 100], "interval": [0.01, 0.003]},
+    }
+    return {"row": row, "accuracy": accuracy, **more}
+
+
+def test_rows_stand_against_the_paper_and_the_band_of_its_reruns():
+    found = {
+        "o15-seed0": result("o15", 97.60, 95.50),
+        "o15-seed1": result("o15", 97.80, 95.30),
+        "o15-100-steps-seed0": result(None, 60.0, 50.0),  # no row of the paper's
+        "o55-seed0": result("o55", 99.60, 98.50),
+    }
+    lines = paper_report.rows_table(found)
+    assert len(lines) == 2 + 4
+    link = "[o15-seed0](benchmarks/results/paper/o15-seed0.json)"
+    other = link.replace("seed0", "seed1")
+    assert lines[2] == (
+        "| o15 | 95.39 ± 0.09 | 95.20 to 95.56 | 95.50 ± 0.30, 95.30 ± 0.30 | yes "
+        f"| {link}, {other} |"
+    )
+    assert "97.60 ± 0.20, 97.80 ± 0.20 | yes" in lines[3]
+    assert "98.50 ± 0.30 | 0.39 below" in lines[4]
+    assert "99.60 ± 0.20 | 0.07 above" in lines[5]
+
+
+def test_the_sine_waves_interval_is_over_seeds():
+    error = {"steps": [0, 32], "by seed": [[4.0, 0.1], [6.0, 0.3]]}
+    found = {"sinusoid-batched": {"mean squared error": {"Reptile": error, "random": error}}}
+    lines = paper_report.sinusoid_table(found)
+    half = 12.706 * np.sqrt(2) / np.sqrt(2)  # the t quantile with one degree of freedom
+    assert lines[0] == "| after SGD steps | 0 | 32 |"
+    assert lines[2] == f"| Reptile, batched | 5.000 ± {half:.3f} | 0.200 ± {half / 10:.3f} |"
+    assert lines[3].startswith("| random | ")
+
+
+def test_only_the_part_between_the_markers_is_written(tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    monkeypatch.setattr(paper_report, "README", readme)
+    readme.write_text("before\n<!-- a -->\nold\n<!-- end of a -->\nafter\n")
+    paper_report.replace("a", ["| new |"])
+    assert readme.read_text() == "before\n<!-- a -->\n\n| new |\n\n<!-- end of a -->\nafter\n"
+    with pytest.raises(ValueError, match="has no <!-- b -->"):
+        paper_report.replace("b", [])
+
+
+def test_training_seconds_add_up_over_the_pieces(tmp_path):
+    pieces = [(0, 10, 5.0), (0, 20, 9.0), (20, 30, 4.0), (30, 40, 3.0), (30, 50, 7.5)]
+    rows = [{"from": a, "to": b, "seconds": s} for a, b, s in pieces]
+    (tmp_path / "times.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert paper.training_seconds(tmp_path) == 9.0 + 4.0 + 7.5
+
+
+def test_learning_curves_are_thinned_to_means(tmp_path):
+    rows = [{"step": s, "first_loss": float(s), "last_loss": s / 10} for s in range(10, 70, 10)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curve = paper.learning_curve(tmp_path, points=3)
+    assert curve["meta steps"] == [20, 40, 60]
+    assert curve["first_loss"] == [15.0, 35.0, 55.0]
+
+
+def test_an_evaluation_is_found_again_by_its_configuration(tmp_path):
+    config = paper.presets.FewShotImages(meta_steps=7)
+    as_json = json.loads(json.dumps(paper.dataclasses.asdict(config)))
+    wanted = {"config": as_json, "meta steps": 7, "tasks": 3}
+    (tmp_path / "results.json").write_text(json.dumps({"config": {**as_json, "shots": 5}}))
+    (tmp_path / "evaluation-2.json").write_text(json.dumps(wanted))
+    assert paper.scored(config, tmp_path, Path("nowhere"), {}) == wanted
