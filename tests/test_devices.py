@@ -121,6 +121,7 @@ def test_counts_that_differ_between_tasks_do_not_drive_the_devices_apart():
     np.testing.assert_array_equal(ended["moment"], [3, 3])
 
 
+@pytest.mark.slow
 def test_a_run_on_many_devices_is_the_run_on_one():
     """The same draws; and what comes from elsewhere, such as a restored state, finds its place."""
     model = MLP((8, 1))

@@ -27,6 +27,8 @@ LEARNED_OUTSIDE = {"reptile": 0, "foml": 0, "fomaml": 1, "maml": 1, "weighted": 
 
 pytestmark = pytest.mark.usefixtures("x64")
 
+pytestmark = pytest.mark.slow
+
 
 def loss_fn(params, batch):
     hidden = batch.inputs @ params["body"]
