@@ -239,7 +239,8 @@ def test_the_report_shows_tables_figures_and_what_they_say(results, monkeypatch)
     readme = results / "README.md"
     readme.write_text("before\n<!-- tables -->old<!-- end of tables -->after\n")
     monkeypatch.setattr(report, "README", readme)
-    cell = lambda ms: {"ours": {"median": ms}, "bare": {"median": ms / 2}}
+    times = lambda ms: {"median": ms, "ms": [ms]}
+    cell = lambda ms: {"ours": times(ms), "bare": times(ms / 2)}
     data = {"o15 x 1": cell(1.0), "o15 x 4": cell(4.0), "o15 x 16": {"left out": 99}}
     for folder in (results, results / "quick"):
         monkeypatch.setattr(measure, "RESULTS", folder)

@@ -44,6 +44,26 @@ def test_the_newest_comes_back_and_the_two_newest_stay(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
 
 
+def test_random_keys_come_back(tmp_path):
+    with_key = lambda seed: state_of(1)._replace(opt_state=jax.random.key(seed, impl="rbg"))
+    checkpoint.save(tmp_path, with_key(3))
+    checkpoint.save(tmp_path, with_key(3))
+    for like in (with_key(0), jax.eval_shape(lambda: with_key(0))):
+        state, _ = restored(tmp_path, like)
+        assert jax.random.key_impl(state.opt_state) == "rbg"
+        chex.assert_trees_all_equal(
+            *(jax.random.key_data(found.opt_state) for found in (state, with_key(3)))
+        )
+    with pytest.raises(FileExistsError):
+        checkpoint.save(tmp_path, with_key(4))
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_a_good_one(folder):
+    cut(folder / "2" / "default" / "_METADATA")
+    checkpoint.save(folder, state_of(3))
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "3", "damaged-2"]
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -80,7 +100,9 @@ def test_an_empty_or_half_empty_checkpoint_is_passed_over(folder):
     (folder / "8" / "default" / "_METADATA").unlink()
     state, said = restored(folder)
     assert int(state.step) == 2
-    assert [f"checkpoints/{step} is damaged" in line for step, line in zip("87", said, strict=True)]
+    assert all(
+        f"checkpoints/{step} is damaged" in line for step, line in zip("87", said, strict=True)
+    )
 
 
 def test_without_a_listener_damage_is_a_warning(folder):

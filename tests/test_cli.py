@@ -229,8 +229,17 @@ def test_a_place_where_nothing_can_be_written_is_named(out, tmp_path, capsys):
 
 
 def test_a_run_without_a_checkpoint_starts_over(trained, pictures, tmp_path):
-    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    never_saved = shutil.ignore_patterns("checkpoints", "times.jsonl", "results.json")
+    shutil.copytree(trained, tmp_path / "run", ignore=never_saved)
     assert cli.main(["train", "--resume", "run", "--data", str(pictures)]) == 0
+    one, other = ((run / "metrics.jsonl").read_text() for run in (trained, tmp_path / "run"))
+    assert one == other
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(trained, pictures, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    assert cli.main(["train", "--resume", "run", "--data", str(pictures)]) == 1
+    assert "had checkpoints: put them back, or start a new run" in capsys.readouterr().err
     one, other = ((run / "metrics.jsonl").read_text() for run in (trained, tmp_path / "run"))
     assert one == other
 

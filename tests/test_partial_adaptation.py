@@ -25,9 +25,7 @@ SIBLINGS = {
 # Whether a part that the inner loop leaves alone has a meta-gradient nevertheless.
 LEARNED_OUTSIDE = {"reptile": 0, "foml": 0, "fomaml": 1, "maml": 1, "weighted": 1}
 
-pytestmark = pytest.mark.usefixtures("x64")
-
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("x64")]
 
 
 def loss_fn(params, batch):

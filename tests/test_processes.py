@@ -81,19 +81,32 @@ def pictures(tmp_path):
     return folder
 
 
-def test_when_one_process_is_killed_the_other_says_so_and_ends(pictures, tmp_path):
-    run = tmp_path / "run"
+def shared_training(pictures, run, *more):
+    """The command of each of two processes that train together."""
     small = [
         *("--ways", "2", "--shots", "2", "--train-shots", "3", "--inner-batch", "4"),
         *("--inner-steps", "2", "--size", "8", "--color", "grey", "--query-shots", "2"),
         *("--meta-batch", "3", "--steps-per-dispatch", "5", "--save-every", "5"),
     ]
-    command = lambda index, coordinator: [
+    return lambda index, coordinator: [
         *("-m", "reptile_jax", "train", "images", "--data", str(pictures), *small),
         *("--out", str(run), "--distributed", "--coordinator", coordinator),
         *("--num-processes", "2", "--process-index", str(index)),
+        *(word.format(index) for word in more),
     ]
+
+
+def test_processes_that_were_told_different_things_do_not_train(pictures, tmp_path):
+    command = shared_training(pictures, tmp_path / "run", "--inner-rate", "0.{}1")
     with two_processes(tmp_path, command) as (both, logs):
+        assert [process.wait(BOUND) for process in both] == [1, 1]
+    assert "were not all told the same" in logs[0].read_text()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_when_one_process_is_killed_the_other_says_so_and_ends(pictures, tmp_path):
+    run = tmp_path / "run"
+    with two_processes(tmp_path, shared_training(pictures, run)) as (both, logs):
         deadline = time.monotonic() + BOUND
         while not (run / "checkpoints" / "10").exists():
             assert time.monotonic() < deadline, logs[0].read_text()

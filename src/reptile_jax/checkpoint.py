@@ -11,6 +11,7 @@ A script that is stopped and started again ends with the state of one that was l
 bit.
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from reptile_jax.json_files import write_json
@@ -36,7 +38,7 @@ class _Damaged(Exception):
 def save(folder: Path, state: MetaState) -> None:
     """Saves the state under its step; the two newest stay. Of many processes the first saves.
 
-    A damaged checkpoint of this step or a later one is renamed `damaged-<step>` to make way.
+    Damaged checkpoints are renamed `damaged-<step>`: they neither stand in the way nor count.
 
     Raises:
       FileExistsError: if there is a good checkpoint of a later step, or a different one of this.
@@ -47,7 +49,13 @@ def save(folder: Path, state: MetaState) -> None:
         return
     if jax.process_count() > 1:  # Orbax wants arrays of all processes, or of none
         state = jax.device_get(state)
-    step = int(state.step)
+    step, state = int(state.step), _keys_as_words(state)
+    for earlier in [other for other in _steps(folder) if other < step]:
+        with contextlib.suppress(ValueError):  # of another model, but whole
+            try:
+                _check_sums(folder / str(earlier)) or _read(folder, earlier, _shapes(state))
+            except _Damaged:
+                _set_aside(folder, earlier)
     for other in [other for other in _steps(folder) if other >= step]:
         try:
             there = _read(folder, other, _shapes(state))
@@ -93,7 +101,8 @@ def restore(
         raise FileNotFoundError(f"there is no checkpoint in {folder}.")
     for step in reversed(steps):
         try:
-            return _read(folder, step, _shapes(like))
+            state = _read(folder, step, _shapes(_keys_as_words(like)))
+            return _words_as_keys(state, like)
         except _Damaged as damage:
             on_damage(f"{damage}; going back to the one before it.")
     raise ValueError(f"every checkpoint in {folder} is damaged.")
@@ -109,8 +118,13 @@ def _read(folder: Path, step: int, like: MetaState) -> MetaState:
             if not differences:
                 return manager.restore(step, args=ocp.args.StandardRestore(like))
     except Exception as error:
-        if whole or isinstance(error, PermissionError | MemoryError):
+        if isinstance(error, PermissionError | MemoryError):
             raise
+        if whole:
+            raise ValueError(
+                f"the checkpoint {place} is as it was written, but this version cannot read it: "
+                f"{_first_line(error)}"
+            ) from error
         raise _Damaged(f"the checkpoint {place} is damaged ({_first_line(error)})") from error
     more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
     raise ValueError(
@@ -151,6 +165,29 @@ def _shapes(state: MetaState) -> MetaState:
     return jax.tree.map(shape, state)
 
 
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _keys_as_words(tree: Any) -> Any:
+    """The tree with the words of random keys in their place: Orbax stores numbers alone."""
+    shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    words = lambda leaf: (
+        jax.random.key_data(leaf)
+        if isinstance(leaf, jax.Array)
+        else jax.eval_shape(jax.random.key_data, shape(leaf))
+    )
+    return jax.tree.map(lambda leaf: words(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def _words_as_keys(tree: Any, like: Any) -> Any:
+    """The reverse, with the keys' kinds as in `like`."""
+
+    kind = lambda leaf: jax.random.key_impl(jnp.empty((), leaf.dtype))  # of shapes, too
+    key = lambda words, leaf: jax.random.wrap_key_data(words, impl=kind(leaf))
+    return jax.tree.map(lambda x, leaf: key(x, leaf) if _is_key(leaf) else x, tree, like)
+
+
 def _equal(one: MetaState, other: MetaState) -> bool:
     return jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
 
@@ -185,8 +222,15 @@ def _check_sums(place: Path) -> bool:
     try:
         sums = json.loads((place / _SUMS).read_text())
     except ValueError:
+        sums = None
+    if not isinstance(sums, dict):
         sums = {_SUMS: "another"}
-    now = _sums(place)
+    try:
+        now = _sums(place)
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise _Damaged(f"the checkpoint {place} is damaged ({_first_line(error)})") from error
     if bad := sorted(name for name, value in sums.items() if now.get(name) != value):
         kind = "missing" if bad[0] != _SUMS and bad[0] not in now else "changed"
         raise _Damaged(f"the checkpoint {place} is damaged ({bad[0]} is {kind})")

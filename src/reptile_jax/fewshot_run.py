@@ -20,6 +20,7 @@ from reptile_jax import (
     models,
     omniglot,
     presets,
+    processes,
     report,
     runs,
 )
@@ -129,6 +130,7 @@ def score(run: Path, data: Path, mesh: Mesh | None = None, **changes: Any) -> ev
     """Scores a trained run on held-out classes; `changes` replace fields of its configuration."""
     started = time.monotonic()
     config, splits = _open(run, data, **changes)
+    processes.check_told_the_same(config)
     problem = problem_of(config, mesh)
     return _score(config, problem, runs.restore(run, problem), run, "evaluation", splits, started)
 

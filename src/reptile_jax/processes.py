@@ -7,6 +7,7 @@ else has to know how many processes there are.
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import shutil
 import sys
@@ -83,6 +84,22 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def check_told_the_same(config: Any) -> None:
+    """Raises a ValueError unless all processes have the same configuration; all have to ask.
+
+    Rates and numbers of steps are constants of each process's own program, so nothing else would
+    notice: parameters would drift apart, or a process wait for ever.
+    """
+    if jax.process_count() == 1:
+        return
+    told = np.frombuffer(hashlib.blake2b(repr(config).encode()).digest(), np.uint8)
+    if (multihost_utils.process_allgather(told) != told).any():
+        raise ValueError(
+            "the processes were not all told the same: give each the same options, and run the "
+            f"same version. This one has {config}."
+        )
 
 
 def _start(sharing: Sharing) -> None:

@@ -47,7 +47,7 @@ def create(out: Path | None, name: str, config: Config) -> Path:
     Raises:
       FileExistsError: if `out` exists and is not an empty folder: a run is never overwritten.
     """
-    folder = out or _next_free(Path("runs") / name)
+    folder = out or _make_next(Path("runs") / name)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(
             f"{folder} exists, and a run is never overwritten: give another --out, or remove it."
@@ -89,10 +89,19 @@ def restore(folder: Path, problem: Problem) -> MetaState:
 
 
 def restore_or_start(folder: Path, problem: Problem) -> MetaState:
-    """Where a run goes on: at its newest good state, or at its first."""
+    """Where a run goes on: at its newest good state, or at its first.
+
+    Raises:
+      ValueError: as `checkpoint.restore`, and if its checkpoints have gone.
+    """
     try:
         return restore(folder, problem)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        times = folder / "times.jsonl"  # a line for each checkpoint there ever was
+        if (folder / "results.json").exists() or (times.exists() and times.stat().st_size):
+            raise ValueError(
+                f"{error} The run had checkpoints: put them back, or start a new run."
+            ) from error
         return problem.first_state()
 
 
@@ -135,6 +144,7 @@ def meta_train(
       FloatingPointError: if training gives up, or the parameters are not finite when it is to save
         them; the newest checkpoint is good.
     """
+    processes.check_told_the_same(config)
     started, first_step = time.monotonic(), int(state.step)
     if folder is not None:
         _forget_after(first_step, folder)
@@ -173,6 +183,9 @@ def meta_train(
             if stops:
                 stop = stop or [signal.SIGTERM]
                 break
+    # One that came after the last dispatch was asked about is no less everybody's.
+    if folder is not None and not stops and processes.any_process(bool(stop)):
+        stop = stop or [signal.SIGTERM]
     if stop:
         raise signals.Interrupted(stop[0], f"stopped at meta step {int(state.step)}")
     return state
@@ -283,6 +296,15 @@ def environment() -> dict[str, Any]:
         "device": f"{device.device_kind} x {jax.device_count()}",
         "machine": platform.machine(),
     }
+
+
+def _make_next(path: Path) -> Path:
+    """Makes the next free folder; of two runs that start at once each gets its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with contextlib.suppress(FileExistsError):
+            (folder := _next_free(path)).mkdir()
+            return folder
 
 
 def _next_free(path: Path) -> Path:
