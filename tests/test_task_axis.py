@@ -11,6 +11,7 @@ import pytest
 
 import reptile_jax as rj
 from conftest import outside_strict
+from reptile_jax.devices import task_mesh
 
 RATE = 0.05
 
@@ -125,11 +126,19 @@ def test_a_gradient_a_state_or_a_loss_that_alone_overflows_is_left_out(inner_sta
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("inner_state", ["fresh", "averaged", "carried"])
-def test_without_a_finite_task_nothing_moves_but_the_step(inner_state):
-    started, _ = step(tasks(2), inner_state=inner_state)  # momentum and inner state are not zero
-    nothing = rj.Task(jax.tree.map(lambda leaf: leaf * jnp.nan, tasks(2).support))
-    after, info = step(nothing, state=started, inner_state=inner_state)
+@pytest.mark.parametrize(
+    ("inner_state", "at_once", "devices"),
+    [
+        *[("fresh", 1, 1), ("fresh", 3, 1), ("averaged", 1, 1), ("averaged", 2, 1)],
+        *[("averaged", 2, 2), ("carried", 1, 1)],
+    ],
+)
+def test_without_a_finite_task_nothing_moves_but_the_step(inner_state, at_once, devices):
+    mesh = task_mesh(jax.devices()[:devices]) if devices > 1 else None
+    options = {"inner_state": inner_state, "tasks_at_once": at_once, "mesh": mesh}
+    started, _ = step(tasks(3), **options)  # momentum and inner state are not zero
+    nothing = rj.Task(jax.tree.map(lambda leaf: leaf * jnp.nan, tasks(3).support))
+    after, info = step(nothing, state=started, **options)
     chex.assert_trees_all_equal(after, started._replace(step=started.step + 1))
     assert float(info.gradient_norm) == 0
 
