@@ -216,6 +216,11 @@ def test_a_broken_line_in_between_is_named_and_nothing_dropped(tmp_path):
     with pytest.raises(ValueError, match=r"line 2 of .*metrics.jsonl is not JSON"):
         keep_json_lines(file, lambda row: True)
     assert len(file.read_text().splitlines()) == 3
+    for line in ('{"loss": 2}', '{"step": "2"}'):
+        file.write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
+        with pytest.raises(ValueError, match=r"line 2 of .*metrics.jsonl is of no run"):
+            keep_json_lines(file, lambda row: row["step"] <= 2)
+        assert len(file.read_text().splitlines()) == 3
 
 
 def test_a_json_file_is_written_whole_or_not_at_all(tmp_path):

@@ -63,10 +63,16 @@ def keep_json_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> Non
     *lines, last = path.read_bytes().split(b"\n")
     if _is_json(last):  # only its end of line is missing
         lines.append(last)
+    kept = []
     for number, line in enumerate(lines, 1):
         if not _is_json(line):
             raise ValueError(f"line {number} of {path} is not JSON: mend it, or remove it.")
-    _replace(path, b"".join(line + b"\n" for line in lines if wanted(json.loads(line))))
+        try:
+            if wanted(json.loads(line)):
+                kept.append(line + b"\n")
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"line {number} of {path} is of no run: {error!r}.") from error
+    _replace(path, b"".join(kept))
 
 
 def _is_json(line: bytes) -> bool:
