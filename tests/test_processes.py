@@ -70,6 +70,31 @@ def test_processes_train_as_one_whatever_their_number(tmp_path):
     chex.assert_trees_all_close(ended, expected, rtol=1e-9)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_what_a_killed_process_leaves_is_gone_on_from_by_another_number(tmp_path, victim):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    command = lambda index, coordinator: [
+        *(together.__file__, str(index), "2", coordinator, str(shared), "1000000")
+    ]
+    with two_processes(tmp_path, command) as (both, logs):
+        deadline = time.monotonic() + BOUND
+        while not (shared / "checkpoints" / "40").exists():
+            assert time.monotonic() < deadline, logs[0].read_text()
+            assert [process.poll() for process in both] == [None, None], logs[0].read_text()
+            time.sleep(0.001)
+        both[victim].send_signal(signal.SIGKILL)
+        assert both[1 - victim].wait(BOUND) != 0
+    steps = [int(path.name) for path in (shared / "checkpoints").iterdir() if path.name.isdigit()]
+    until = max(steps) + 4
+    with jax.numpy_dtype_promotion("standard"):
+        ended = together.run(shared, None, until)
+        expected = together.run(tmp_path / "alone", None, until)
+    assert int(ended.step) == until
+    chex.assert_trees_all_close(ended, expected, rtol=1e-7)
+
+
 @pytest.fixture
 def pictures(tmp_path):
     folder, rng = tmp_path / "pictures", np.random.default_rng(0)

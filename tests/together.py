@@ -38,15 +38,16 @@ def first_state(learner):
 
 
 def run(folder: Path, mesh, until: int) -> rj.MetaState:
-    """Trains to the step `until`, from the checkpoint if there is one, and saves there."""
+    """Trains to the step `until`, from the checkpoint if there is one; saves on the way."""
     learner = learner_on(mesh)
     state = first_state(learner)
     if (folder / "checkpoints").is_dir():
         state = checkpoint.restore(folder / "checkpoints", state)
     distribution, key = sinusoids(steps=3, batch_size=4), jax.random.key(1)
     loop = train(learner, state, distribution, key, until=until, meta_batch=5, steps_per_dispatch=4)
-    *_, (state, _) = loop
-    checkpoint.save(folder / "checkpoints", state)
+    for state, _ in loop:
+        if int(state.step) == until or int(state.step) % 20 == 0:
+            checkpoint.save(folder / "checkpoints", state)
     return state
 
 
