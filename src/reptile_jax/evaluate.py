@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from reptile_jax.checks import LossFn, check_inner, check_params
 from reptile_jax.devices import Mesh, checked, gather, over_devices, repeat_last, replicate
-from reptile_jax.reptile import LossFn, Params, check_inner, check_params, inner_loop
+from reptile_jax.reptile import Params, inner_loop
 from reptile_jax.tasks import (
     Key,
     Task,

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from reptile_jax.checks import LossFn, check_inner
 from reptile_jax.padding import unless_empty
-from reptile_jax.reptile import LossFn, MetaGradient, check_inner, inner_loop
+from reptile_jax.reptile import MetaGradient, inner_loop
 from reptile_jax.task_axis import TaskGradient
 from reptile_jax.tasks import check_leading_axis
 

@@ -24,18 +24,24 @@ Shapes: `tasks` is n, the meta-batch; `steps` is k, the inner steps. Symbols: θ
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from reptile_jax.checks import (
+    LossFn,
+    check_inner,
+    check_optimizer,
+    check_params,
+    check_query,
+    scalar,
+)
 from reptile_jax.devices import Mesh, checked, replicate
 from reptile_jax.padding import unless_empty
 from reptile_jax.task_axis import Params, TaskGradient, mean_over_tasks, where
 from reptile_jax.tasks import Batches, Draws, Task, check_integers, check_leading_axis
-
-LossFn: TypeAlias = Callable[[Params, Any], jax.Array]  # (params, batch) -> scalar
 
 InnerState: TypeAlias = Literal["fresh", "averaged", "carried"]
 
@@ -112,7 +118,7 @@ def inner_loop(
 
     def step(carry, batch):
         params, opt_state = carry
-        loss, grads = jax.value_and_grad(_scalar(loss_fn))(params, batch)
+        loss, grads = jax.value_and_grad(scalar(loss_fn))(params, batch)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 
@@ -138,9 +144,9 @@ def fomaml(loss_fn: LossFn, inner_optimizer: optax.GradientTransformation) -> Me
     check_inner(loss_fn, inner_optimizer)
 
     def estimate(params, opt_state, task):
-        _check_query(task, "fomaml")
+        check_query(task, "fomaml")
         adapted = inner_loop(loss_fn, inner_optimizer, params, task.support, opt_state)
-        gradient = jax.grad(_scalar(loss_fn))(adapted.params, task.query)
+        gradient = jax.grad(scalar(loss_fn))(adapted.params, task.query)
         return TaskGradient(gradient, adapted.opt_state, adapted.losses)
 
     return MetaGradient(inner_optimizer.init, estimate)
@@ -151,11 +157,11 @@ def maml(loss_fn: LossFn, inner_optimizer: optax.GradientTransformation) -> Meta
     check_inner(loss_fn, inner_optimizer)
 
     def estimate(params, opt_state, task):
-        _check_query(task, "maml")
+        check_query(task, "maml")
 
         def query_loss(params):
             adapted = inner_loop(loss_fn, inner_optimizer, params, task.support, opt_state)
-            return _scalar(loss_fn)(adapted.params, task.query), adapted
+            return scalar(loss_fn)(adapted.params, task.query), adapted
 
         gradient, adapted = jax.grad(query_loss, has_aux=True)(params)
         return TaskGradient(gradient, adapted.opt_state, adapted.losses)
@@ -200,7 +206,7 @@ def meta_learner(
     if not isinstance(meta_gradient, MetaGradient):
         given = getattr(meta_gradient, "__name__", type(meta_gradient).__name__)
         raise TypeError(f"a meta-gradient is made by reptile(...) and the like, got {given}.")
-    _check_optimizer(meta_optimizer)
+    check_optimizer(meta_optimizer)
     if tasks_at_once is not None:
         check_integers(tasks_at_once=tasks_at_once)
     if inner_state == "carried" and tasks_at_once not in (None, 1):
@@ -275,56 +281,3 @@ def meta_step(
     moved = MetaState(params, opt_state, mean.opt_state, state.step)
     state = where(mean.weight > 0, moved, state)._replace(step=state.step + 1)
     return state, MetaInfo(mean.losses, mean.finite, optax.tree.norm(mean.gradient))
-
-
-def check_params(params: Params) -> None:
-    """Raises for what is not a pytree of floating-point arrays."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    if not leaves:
-        raise ValueError("`params` holds no arrays: there is nothing to learn.")
-    for path, leaf in leaves:
-        number = isinstance(leaf, int | float | complex)
-        dtype = jnp.result_type(leaf) if number else getattr(leaf, "dtype", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"parameters are floating-point, but params{jax.tree_util.keystr(path)} is "
-                f"{dtype or type(leaf).__name__}: cast it, or keep it out of `params`, in the loss "
-                "or in the batch."
-            )
-
-
-def check_inner(loss_fn: Any, optimizer: Any) -> None:
-    """Raises a TypeError for what is no loss function or no optimiser."""
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn is a function (params, batch) -> scalar, got {loss_fn!r:.80}.")
-    _check_optimizer(optimizer)
-
-
-def _check_optimizer(optimizer: Any) -> None:
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(
-            f"an optimiser is one of Optax's, like optax.sgd(0.1), got {type(optimizer).__name__}."
-        )
-
-
-def _check_query(task: Task, name: str) -> None:
-    if task.query is None:
-        raise ValueError(
-            f"{name} needs a query set: give Task(support, query); only reptile does without."
-        )
-
-
-def _scalar(loss_fn: LossFn) -> LossFn:
-    def scalar_loss(params, batch):
-        loss = loss_fn(params, batch)
-        shapes = jax.tree.map(jnp.shape, loss)
-        if shapes == () and not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
-            raise TypeError(f"loss_fn returns a floating-point number, got {loss}.")
-        if shapes != ():
-            raise ValueError(
-                f"loss_fn returns a scalar and nothing else, but gave {shapes}: take the mean over "
-                "the batch, and return the loss alone."
-            )
-        return loss
-
-    return scalar_loss
