@@ -162,6 +162,19 @@ def test_options_that_cannot_be_met_are_refused(options, message):
             pass
 
 
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes.", "Out of memory"),
+        ("UNAVAILABLE: Gloo all-reduce failed: Connection closed by peer", "lost each other"),
+    ],
+)
+def test_only_what_comes_of_the_others_is_blamed_on_them(message, said):
+    explained = processes._explained(jax.errors.JaxRuntimeError(message))
+    assert said in explained
+    assert ("lost each other" in explained) == (said == "lost each other")
+
+
 def test_a_run_is_shared_by_the_devices_asked_for(monkeypatch, tmp_path):
     found = []
     train = lambda config, out, on_metrics, mesh: found.append((out, mesh and mesh.size))

@@ -82,6 +82,17 @@ def test_a_signal_at_the_last_step_is_not_lost(folder):
     assert int(runs.restore(folder, tiny_run.problem()).step) == 24
 
 
+def test_a_run_has_one_process_at_a_time(whole, folder):
+    with runs.resumable(folder):
+        with pytest.raises(ValueError, match=f"another process is at work on {folder}"):
+            with runs.resumable(folder):
+                pass
+        with runs.resumable(whole):  # another run is free
+            pass
+    with runs.resumable(folder):
+        pass
+
+
 def test_outside_the_main_thread_no_handlers_are_set(whole, folder):
     before, inside = handlers(), []
     note = at(2, lambda: inside.append(handlers()))

@@ -11,6 +11,9 @@ from typing import Literal, get_args
 from reptile_jax.reptile import InnerState
 from reptile_jax.tasks import check_integers
 
+# The config.json of an older run lacks the fields that came later. Their defaults are what was done
+# before, so that it goes on as it began.
+
 _LARGEST_RATE = 1e9  # far beyond any that learns, and far from what float32 can hold
 
 

@@ -59,24 +59,30 @@ def joined(
       ValueError: for devices that are not there, and for options that contradict each other.
     """
     _start(sharing)
-    mesh = _mesh(sharing, share)
     if jax.process_count() == 1:
-        yield mesh, folder
+        yield _mesh(sharing, share), folder
         return
     try:
+        mesh = _mesh(sharing, share)
         with _own_folder(folder) as own:
             yield mesh, own
     except Exception as error:
-        message = str(error)
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            message = (
-                "the processes have lost each other: one has died, or cannot be reached. Start all "
-                f"again; a run goes on from its newest checkpoint with --resume. ({message[:300]})"
-            )
-        report.fail(f"process {jax.process_index()}: {message}")
+        report.fail(f"process {jax.process_index()}: {_explained(error)}")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
+
+
+def _explained(error: Exception) -> str:
+    """What an error means that ends one of several processes."""
+    message = str(error)
+    # XLA's errors start with the kind. This one is of the process itself, as most others are not.
+    if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" in message:
+        return message
+    return (
+        "the processes have lost each other: one has died, or cannot be reached. Start all again; "
+        f"a run goes on from its newest checkpoint with --resume. ({message[:300]})"
+    )
 
 
 def any_process(flag: bool) -> bool:

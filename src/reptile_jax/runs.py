@@ -22,6 +22,11 @@ from reptile_jax.reptile import LossFn, MetaInfo, MetaLearner, MetaState
 from reptile_jax.tasks import Key, TaskDistribution
 from reptile_jax.train import train
 
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
+
 Config: TypeAlias = presets.Sinusoid | presets.FewShotImages
 OnMetrics: TypeAlias = Callable[[Path, int, dict[str, Any]], Any]  # (folder, step, metrics)
 _KINDS = {"sinusoid": presets.Sinusoid, "few-shot": presets.FewShotImages}
@@ -107,13 +112,34 @@ def restore_or_start(folder: Path, problem: Problem) -> MetaState:
 
 @contextlib.contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Says how to go on with the run if a signal ends what is inside."""
+    """Inside, the run is this process's alone; if a signal ends that, says how to go on with it.
+
+    Raises:
+      ValueError: if another process is at work on the run.
+    """
     try:
-        yield
+        with _alone(folder):
+            yield
     except signals.Interrupted as stop:
         data = "" if isinstance(load_config(folder), presets.Sinusoid) else " --data DIR"
         command = f"reptile-jax train --resume {shlex.quote(str(folder))}{data}"
         raise signals.Interrupted(stop.signum, f"{stop}; go on with: {command}") from None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds a lock on the run, which the system takes back however the process ends."""
+    with (folder / ".lock").open("ab") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"another process is at work on {folder}: wait for it, or stop it first."
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+        yield
 
 
 def meta_train(
