@@ -85,6 +85,19 @@ SGD = {
 }
 
 
+# The inner and the outer rates that each may choose from: more of them where trainings are short.
+RATES = {
+    "sine": {
+        "Reptile": ((0.01, 0.02, 0.05, 0.1), (0.5, 1.0, 2.0, 4.0)),
+        **dict.fromkeys(("FOMAML", "MAML"), ((0.005, 0.01, 0.02, 0.05), (1e-3, 3e-3, 1e-2, 3e-2))),
+    },
+    "omniglot": {
+        "Reptile": ((1e-3, 3e-3), (0.5, 1.0)),
+        **dict.fromkeys(("FOMAML", "MAML"), ((0.1, 0.4), (1e-3, 3e-3))),
+    },
+}
+
+
 def _adam_without_momentum(rate):
     moment = optax.scale_by_rms(decay=0.999, eps=1e-8, eps_in_sqrt=False, bias_correction=True)
     return optax.chain(moment, optax.scale(-rate))
@@ -102,13 +115,7 @@ def sine(size: Size) -> Problem:
     split = sinusoids(shots=10, steps=INNER_STEPS)
     waves = {"Reptile": sinusoids(steps=INNER_STEPS), "FOMAML": split, "MAML": split}
     entrants = {
-        name: Entrant(
-            method,
-            waves[name],
-            (0.01, 0.02, 0.05, 0.1) if name == "Reptile" else (0.005, 0.01, 0.02, 0.05),
-            (0.5, 1.0, 2.0, 4.0) if name == "Reptile" else (1e-3, 3e-3, 1e-2, 3e-2),
-        )
-        for name, method in SGD.items()
+        name: Entrant(method, waves[name], *RATES["sine"][name]) for name, method in SGD.items()
     }
     return Problem(
         entrants,
@@ -141,23 +148,15 @@ def omniglot(data: Path, size: Size) -> Problem:
     classes = 4 * _VALIDATION  # with their turned copies, which follow each character
     few = functools.partial(fewshot.few_shot, ways=5)
 
-    def entrant(method, inner_rates, outer_rates, **episode):
-        episode = {"steps": INNER_STEPS, **episode}
-        return Entrant(
-            method,
-            few(_part(splits.train, slice(None, -classes)), **episode),
-            inner_rates,
-            outer_rates,
-        )
+    def entrant(name, method, **episode):
+        training = few(_part(splits.train, slice(None, -classes)), steps=INNER_STEPS, **episode)
+        return Entrant(method, training, *RATES["omniglot"][name])
 
     as_tested = {"shots": 1, "query_shots": 9, "batch_size": 5}
     tested = {"shots": 1, "query_shots": 1, "steps": size.omniglot_eval_steps, "batch_size": 5}
     entrants = {
-        "Reptile": entrant(_OMNIGLOT_REPTILE, (1e-3, 3e-3), (0.5, 1.0), shots=10, batch_size=10),
-        **{
-            name: entrant(SGD[name], (0.1, 0.4), (1e-3, 3e-3), **as_tested)
-            for name in ("FOMAML", "MAML")
-        },
+        "Reptile": entrant("Reptile", _OMNIGLOT_REPTILE, shots=10, batch_size=10),
+        **{name: entrant(name, SGD[name], **as_tested) for name in ("FOMAML", "MAML")},
     }
     return Problem(
         entrants,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import arm_files, pictures
-from benchmarks.contest import GRADIENTS, INNER_STEPS, META_BATCH, Size
+from benchmarks.contest import GRADIENTS, INNER_STEPS, META_BATCH, RATES, Size
 
 BASES = ("meta steps", "gradient evaluations", "time")
 PROBLEMS = ("sine", "omniglot")
@@ -64,7 +64,8 @@ def time_settings(kind: str, size: Size) -> dict[str, Any]:
 
 def tuning_settings(kind: str, method: str, size: Size) -> dict[str, Any]:
     steps = size.sine_tuning_steps if kind == "sine" else size.omniglot_tuning_steps
-    return {**_common(kind, size), "method": method, "meta steps": steps}
+    rates = dict(zip(("inner rates", "outer rates"), RATES[kind][method], strict=True))
+    return {**_common(kind, size), "method": method, "meta steps": steps, **rates}
 
 
 def run_settings(
