@@ -5,14 +5,16 @@ import functools
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 import reptile_jax as rj
 from reptile_jax import checkpoint, processes
-from reptile_jax.devices import replicate
+from reptile_jax.devices import AXIS, replicate
 from reptile_jax.sinusoids import sinusoids
 from reptile_jax.train import train
 
@@ -51,6 +53,22 @@ def run(folder: Path, mesh, until: int) -> rj.MetaState:
     return state
 
 
+def check_arrays_of_many_processes(mesh) -> None:
+    """A meta step on one meta-batch, whose tasks the processes hold a part each."""
+    task = sinusoids(steps=3, batch_size=4).sample
+    tasks = jax.device_get(jax.vmap(task)(jax.random.split(jax.random.key(2), mesh.size)))
+    here = slice(*(jax.local_device_count() * (jax.process_index() + i) for i in (0, 1)))
+    share = NamedSharding(mesh, PartitionSpec(AXIS))
+    spanning = jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(share, leaf[here]), tasks
+    )
+    states = []
+    for learner, given in ((learner_on(None), tasks), (learner_on(mesh), spanning)):
+        state, _ = learner.step(first_state(learner), given)
+        states.append(jax.device_get(state.params))
+    chex.assert_trees_all_close(*states, rtol=1e-9)
+
+
 if __name__ == "__main__":
     index, number, coordinator, folder, until = sys.argv[1:]
     sharing = processes.Sharing(2, True, coordinator, int(number), int(index))
@@ -59,4 +77,5 @@ if __name__ == "__main__":
         with contextlib.suppress(ValueError):
             replicate(np.full(3, jax.process_index()), mesh)
             raise SystemExit("arrays that differ between processes were taken")
+        check_arrays_of_many_processes(mesh)
         run(own, mesh, int(until))
