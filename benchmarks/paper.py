@@ -11,19 +11,21 @@ import dataclasses
 import json
 import multiprocessing
 import pickle
+import re
 import resource
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import tyro
 
 from benchmarks import measure, paper_report
 from benchmarks.paper_report import RESULTS
-from reptile_jax import fewshot_run, presets, runs, sinusoid_run
+from reptile_jax import fewshot_run, presets, processes, runs, sinusoid_run
+from reptile_jax.devices import Mesh
 from reptile_jax.json_files import write_json
 
 
@@ -37,12 +39,16 @@ class Options:
     seed: int = 0  # of the training
     meta_steps: int | None = None  # fewer than the paper's; published under a name that says so
     eval_tasks: int = 10_000  # of each row
+    devices: int | None = None  # that share the tasks; by default as `reptile-jax train` has it
 
 
-def few_shot(preset: str, rows: tuple[str, ...]) -> Callable[[Options], None]:
+Training: TypeAlias = Callable[[Options, Mesh | None], None]
+
+
+def few_shot(preset: str, rows: tuple[str, ...]) -> Training:
     """One training of a preset, evaluated for each of the paper's `rows` that it serves."""
 
-    def run(options: Options) -> None:
+    def run(options: Options, mesh: Mesh | None = None) -> None:
         config = dataclasses.replace(
             presets.PAPER[preset], seed=options.seed, eval_tasks=options.eval_tasks
         )
@@ -51,12 +57,13 @@ def few_shot(preset: str, rows: tuple[str, ...]) -> Callable[[Options], None]:
             config = dataclasses.replace(config, meta_steps=options.meta_steps)
             name = f"{preset}-{options.meta_steps}-steps"
         folder = options.runs / f"{name}-seed{options.seed}"
-        trained(config, folder, options.data)
+        trained(config, folder, options.data, mesh)
         for row in rows:
             changes = {
                 field: getattr(presets.PAPER[row], field) for field in ("shots", "eval_batch")
             }
-            result = scored(dataclasses.replace(config, **changes), folder, options.data, changes)
+            asked = dataclasses.replace(config, **changes)
+            result = scored(asked, folder, options.data, changes, mesh)
             publish(
                 f"{name.replace(preset, row)}-seed{options.seed}",
                 {
@@ -74,18 +81,24 @@ def few_shot(preset: str, rows: tuple[str, ...]) -> Callable[[Options], None]:
     return run
 
 
-def trained(config: presets.FewShotImages, folder: Path, data: Path) -> None:
+def trained(
+    config: presets.FewShotImages, folder: Path, data: Path, mesh: Mesh | None = None
+) -> None:
     """Trains, or goes on with a training that was stopped; one that has ended is left alone."""
     if not (folder / "config.json").exists():
-        fewshot_run.train(config, data, folder)
+        fewshot_run.train(config, data, folder, mesh=mesh)
     elif (found := runs.load_config(folder)) != config:
         raise ValueError(f"{folder} holds another training: {found}.")
     elif not (folder / "results.json").exists():
-        fewshot_run.resume(folder, data)
+        fewshot_run.resume(folder, data, mesh=mesh)
 
 
 def scored(
-    config: presets.FewShotImages, folder: Path, data: Path, changes: dict[str, Any]
+    config: presets.FewShotImages,
+    folder: Path,
+    data: Path,
+    changes: dict[str, Any],
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """The result of the evaluation that `config` asks for, which is done if it was not before."""
     wanted = json.loads(json.dumps(dataclasses.asdict(config)))
@@ -96,7 +109,7 @@ def scored(
         return next((result for result in found if result["config"] == wanted), None)
 
     if (result := find()) is None:
-        fewshot_run.score(folder, data, **changes)
+        fewshot_run.score(folder, data, mesh, **changes)
         result = find()
     if result is None or result["meta steps"] != config.meta_steps:
         raise ValueError(f"{folder} has no evaluation of its end with {changes}.")
@@ -119,7 +132,7 @@ def learning_curve(folder: Path, points: int = 200) -> dict[str, list[float]]:
     return {"meta steps": [rows[part[-1]]["step"] for part in stretches], **curve}
 
 
-def sinusoids(options: Options, seeds: int = 10) -> None:
+def sinusoids(options: Options, mesh: Mesh | None = None, *, seeds: int = 10) -> None:
     """The sine waves over ten seeds, by batched Reptile and in the authors' serial setting."""
     settings = {"batched": presets.Sinusoid(), "serial": presets.SERIAL_SINUSOID}
     for setting, start in settings.items():
@@ -130,9 +143,9 @@ def sinusoids(options: Options, seeds: int = 10) -> None:
                 config = dataclasses.replace(config, meta_steps=options.meta_steps)
             folder = options.runs / f"sinusoid-{setting}-seed{seed}"
             if not (folder / "config.json").exists():
-                sinusoid_run.train(config, folder)
+                sinusoid_run.train(config, folder, mesh=mesh)
             elif not (folder / "results.json").exists():
-                sinusoid_run.resume(folder)
+                sinusoid_run.resume(folder, mesh=mesh)
             found.append(json.loads((folder / "results.json").read_text()))
         errors = {
             name: {
@@ -152,7 +165,7 @@ def sinusoids(options: Options, seeds: int = 10) -> None:
         )
 
 
-def mini_imagenet_made(options: Options) -> None:
+def mini_imagenet_made(options: Options, mesh: Mesh | None = None) -> None:
     """The mini-ImageNet rows' whole path at full image size, on pictures made here.
 
     Every class is a coarse pattern of colours, every picture that pattern under noise: it says
@@ -168,7 +181,7 @@ def mini_imagenet_made(options: Options) -> None:
         maker = multiprocessing.get_context("spawn").Process(target=made_images, args=(Path(data),))
         maker.start()
         maker.join()
-        trained(config, folder, Path(data))
+        trained(config, folder, Path(data), mesh)
     result = json.loads((folder / "results.json").read_text())
     publish(
         "m15-made",
@@ -207,12 +220,13 @@ def made_images(folder: Path, per_class: int = 600, size: int = 84) -> None:
 def publish(name: str, content: dict[str, Any]) -> None:
     """Writes what is published, with the command and the machine."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    command = f"python -m benchmarks.paper {' '.join(sys.argv[1:])}"
+    asked = re.sub(r"--(data|runs)[ =]\S+", r"--\1 DIR", " ".join(sys.argv[1:]))
+    command = f"python -m benchmarks.paper {asked}"
     content = {"command": command, **content, "machine": measure.machine()}
     write_json(RESULTS / f"{name}.json", content)
 
 
-TRAININGS: dict[str, Callable[[Options], None]] = {
+TRAININGS: dict[str, Training] = {
     "o15": few_shot("o15", ("o15", "o55")),
     "o120": few_shot("o120", ("o120", "o520")),
     "sinusoid": sinusoids,
@@ -229,8 +243,10 @@ def main(argv: list[str]) -> int:
     if unknown := [name for name in options.names if name not in TRAININGS]:
         print(f"no training {', '.join(unknown)}; there are {', '.join(TRAININGS)}, and report")
         return 2
-    for name in options.names:
-        TRAININGS[name](options)
+    sharing = processes.Sharing(devices=options.devices)
+    with processes.joined(sharing, None) as (mesh, _):
+        for name in options.names:
+            TRAININGS[name](options, mesh)
     return 0
 
 

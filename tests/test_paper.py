@@ -60,6 +60,17 @@ def test_only_the_part_between_the_markers_is_written(tmp_path, monkeypatch):
         paper_report.replace("b", [])
 
 
+def test_what_is_published_says_how_without_the_places_of_a_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, "RESULTS", tmp_path)
+    argv = ["paper.py", "o15", "--data", "/some/where", "--runs=/else", "--seed", "1"]
+    monkeypatch.setattr(sys, "argv", argv)
+    paper.publish("o15-seed1", {"tasks": 3})
+    there = json.loads((tmp_path / "o15-seed1.json").read_text())
+    assert there["command"] == "python -m benchmarks.paper o15 --data DIR --runs DIR --seed 1"
+    assert there["tasks"] == 3
+    assert there["machine"]["cores"]
+
+
 def test_training_seconds_add_up_over_the_pieces(tmp_path):
     pieces = [(0, 10, 5.0), (0, 20, 9.0), (20, 30, 4.0), (30, 40, 3.0), (30, 50, 7.5)]
     rows = [{"from": a, "to": b, "seconds": s} for a, b, s in pieces]
