@@ -13,6 +13,7 @@ from benchmarks import (
     family,
     gpu,
     measure,
+    recipes,
     report,
     start_up,
     task_axis,
@@ -40,6 +41,7 @@ SCRIPTS = {
 COMMANDS = {
     "gpu": gpu.main,
     "time_to_accuracy": time_to_accuracy.main,
+    "recipes": recipes.main,
     "report": lambda argv: report.write(SCRIPTS),
 }
 

@@ -342,6 +342,7 @@ def test_a_run_is_never_overwritten(trained, pictures, capsys):
         (["--meta-steps", "0"], "meta_steps is at least 1, got 0"),
         (["--meta-batch", "-3"], "meta_batch is at least 1, got -3"),
         (["--inner-rate", "nan"], "inner_rate is a finite number, got nan"),
+        (["--meta-momentum", "1.5"], "meta_momentum is between 0 and 1, got 1.5"),
         (["--dataset", "omniglot"], "--dataset is what follows train: train omniglot"),
     ],
 )

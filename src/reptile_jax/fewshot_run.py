@@ -41,8 +41,9 @@ def problem_of(config: presets.FewShotImages, mesh: Mesh | None = None) -> runs.
     )
     loss_fn = models.cross_entropy(model.apply)
     anneal = optax.linear_schedule(config.meta_rate, config.meta_rate_final, config.meta_steps)
+    outer = optax.sgd(anneal, config.meta_momentum or None, nesterov=True)
     learner = meta_learner(
-        reptile(loss_fn, inner), optax.sgd(anneal), inner_state=config.inner_state, mesh=mesh
+        reptile(loss_fn, inner), outer, inner_state=config.inner_state, mesh=mesh
     )
     images = jnp.zeros((1, config.size, config.size, 1 if config.color == "grey" else 3))
     # Jitted, as all that is drawn at the start: one program compiles faster than each operation.

@@ -56,6 +56,7 @@ class FewShotImages:
     meta_steps: int = 100_000
     meta_rate: float = 1.0  # ε at the start
     meta_rate_final: float = 0.0  # ε at the end, annealed linearly
+    meta_momentum: float = 0.0  # Nesterov's, of the outer step
     eval_batch: int = 5
     eval_steps: int = 50
     eval_tasks: int = 10_000
@@ -79,8 +80,9 @@ def check(config: Sinusoid | FewShotImages) -> None:
         if field.type is float:
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{name} is a finite number, got {value!r}.")
-            if not 0 <= value <= _LARGEST_RATE:
-                raise ValueError(f"{name} is between 0 and {_LARGEST_RATE:g}, got {value}.")
+            largest = 1 if name == "meta_momentum" else _LARGEST_RATE
+            if not 0 <= value <= largest:
+                raise ValueError(f"{name} is between 0 and {largest:g}, got {value}.")
         elif field.type is int:
             least = 2 if name == "eval_tasks" else 0 if name in ("seed", "split_seed") else 1
             try:
