@@ -39,16 +39,29 @@ def test_a_block_is_convolution_norm_pool_and_relu_in_the_papers_order():
     net = models.ConvNet(ways=4, features=6, pool=True, blocks=1)
     params = jax.jit(net.init)(jax.random.key(0), images)
     block = params["params"]
+    block["Conv_0"]["bias"] = jax.random.normal(jax.random.key(2), (6,))
     with jax.numpy_rank_promotion("allow"):
         layout = ("NHWC", "HWIO", "NHWC")
         x = jax.lax.conv_general_dilated(
             images, block["Conv_0"]["kernel"], (1, 1), "SAME", dimension_numbers=layout
         )
+        x = x + block["Conv_0"]["bias"]
         x = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-3)
         x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=-np.inf)
         x = np.maximum(x.reshape(3, 4, 2, 4, 2, 6).max((2, 4)), 0)
         expected = x.reshape(3, -1) @ block["Dense_0"]["kernel"]
     np.testing.assert_allclose(jax.jit(net.apply)(params, images), expected, atol=1e-4)
+
+
+def test_the_bias_that_batch_norm_takes_out_does_not_move():
+    net = models.ConvNet(ways=2, features=3, blocks=2)
+    images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
+    params = jax.jit(net.init)(jax.random.key(0), images)
+    loss_fn = models.cross_entropy(net.apply)
+    gradient = jax.jit(jax.grad(loss_fn))(params, rj.Batch(images, jnp.array([0, 1])))["params"]
+    for layer in ("Conv_0", "Conv_1"):
+        assert not gradient[layer]["bias"].any()
+        assert gradient[layer]["kernel"].any()
 
 
 def test_batch_norm_looks_at_the_batch_and_at_nothing_else():

@@ -61,6 +61,27 @@ class BatchNorm(nn.Module):
         return layers.batch_norm(x, scale, bias, self.epsilon)
 
 
+class Conv(nn.Module):
+    """A 3x3 convolution with padding "SAME" in front of batch norm, which takes out its bias.
+
+    The bias is a parameter, as in the released code, and not computed with: it would change
+    nothing, and its gradient of zero would be rounding noise, which Adam turns into whole steps.
+    """
+
+    features: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, height, width, channels]` -> `[batch, height / stride, ..., features]`."""
+        shape = (3, 3, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
+        self.param("bias", nn.initializers.zeros, (self.features,))
+        return convolution.conv_general_dilated(
+            x, kernel, (self.stride,) * 2, "SAME", dimension_numbers=convolution.LAYOUT
+        )
+
+
 class ConvNet(nn.Module):
     """Four blocks of 3x3 convolution, batch norm and ReLU, and a linear classifier.
 
@@ -76,21 +97,15 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Images `[batch, height, width, channels]` -> logits `[batch, ways]`."""
-        glorot = nn.initializers.glorot_uniform()
         x = images
         for _ in range(self.blocks):
-            x = nn.Conv(
-                self.features,
-                (3, 3),
-                strides=1 if self.pool else 2,
-                kernel_init=glorot,
-                conv_general_dilated=convolution.conv_general_dilated,
-            )(x)
+            x = Conv(self.features, stride=1 if self.pool else 2)(x)
             x = BatchNorm()(x)
             if self.pool:
                 x = layers.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
             x = nn.relu(x)
-        return nn.Dense(self.ways, kernel_init=glorot)(x.reshape(x.shape[0], -1))
+        x = x.reshape(x.shape[0], -1)
+        return nn.Dense(self.ways, kernel_init=nn.initializers.glorot_uniform())(x)
 
 
 def omniglot_net(ways: int) -> ConvNet:
