@@ -46,7 +46,7 @@ def main(meta_steps: int, folder: Path) -> None:
     key = jax.random.key(1)
     for state, infos in train(learner, start, sinusoids(), key, until=meta_steps, meta_batch=4):
         log({"loss": float(infos.losses[..., -1].mean())}, int(state.step))
-        if int(state.step) % 500 == 0:
+        if int(state.step) % 500 == 0 or int(state.step) == meta_steps:
             checkpoint.save(folder, state)
 
 

@@ -44,6 +44,14 @@ def test_the_newest_comes_back_and_the_two_newest_stay(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
 
 
+def test_a_folder_may_be_a_string_and_what_is_no_state_is_named(tmp_path):
+    checkpoint.save(str(tmp_path), state_of(3))
+    like = state_of(0)
+    chex.assert_trees_all_equal(checkpoint.restore(str(tmp_path), like), state_of(3))
+    with pytest.raises(TypeError, match="save takes a learner's state, got dict"):
+        checkpoint.save(tmp_path, {"w": jnp.zeros(3)})
+
+
 def test_random_keys_come_back(tmp_path):
     with_key = lambda seed: state_of(1)._replace(opt_state=jax.random.key(seed, impl="rbg"))
     checkpoint.save(tmp_path, with_key(3))
@@ -150,7 +158,7 @@ def test_a_good_checkpoint_is_not_overwritten(folder):
         (state_of(0, dtype=jnp.bfloat16), r"params\.w is float32\[3\], expected bfloat16\[3\]"),
         (
             state_of(0)._replace(inner_opt_state=None),
-            r"inner_opt_state is missing, expected nothing; "
+            r"inner_opt_state is missing, expected empty; "
             r"inner_opt_state\.count is int32\[\], expected nothing",
         ),
         (

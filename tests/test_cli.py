@@ -391,4 +391,7 @@ def test_sizes_that_cannot_be_met_are_found_before_training(pictures, capsys, tm
     argv = ["train", "images", "--data", str(pictures), *SMALL, "--ways", "7"]
     assert cli.main(argv) == 1
     assert "ways=7, but there are only 2 held-out classes" in capsys.readouterr().err
+    argv = ["train", "images", "--data", str(pictures), *SMALL, "--inner-state", "carried"]
+    assert cli.main([*argv, "--devices", "2"]) == 1
+    assert 'inner_state="carried" runs one task after another' in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

@@ -13,7 +13,7 @@ import pytest
 import reptile_jax as rj
 from conftest import outside_strict
 from reptile_jax import models
-from reptile_jax.devices import task_mesh
+from reptile_jax.devices import replicate, task_mesh
 from reptile_jax.evaluate import evaluate
 from reptile_jax.models import MLP, squared_error
 from reptile_jax.sinusoids import sinusoids
@@ -162,6 +162,10 @@ def test_evaluation_on_many_devices_is_that_on_one():
     )
     expected = run(None)
     chex.assert_trees_all_close(run(mesh_of(3), tasks_at_once=2), expected, rtol=1e-4)
+
+
+def test_plain_numbers_are_put_on_every_device_too():
+    assert on_every_device(replicate({"h": 2.0, "n": 3}, mesh_of(2)), 2) == {"h": 2.0, "n": 3}
 
 
 def test_meshes_that_cannot_be_used_are_refused():

@@ -218,6 +218,12 @@ def test_what_else_is_not_a_task_or_a_loss_per_example_is_named():
         rj.stack_tasks([{"support": 1}])
     with pytest.raises(TypeError, match="outside jit"):
         jax.jit(lambda task: rj.stack_tasks([task]))(TASK)
+    with pytest.raises(TypeError, match="random keys, which NumPy cannot hold"):
+        rj.stack_tasks([TASK._replace(query=jax.random.split(jax.random.key(0), 4))])
+    for sizes in ({"steps": "3"}, {"batch": 3.5}):
+        with pytest.raises(TypeError, match="is an integer"):
+            rj.stack_tasks([TASK], **sizes)
+    assert rj.stack_tasks(task for task in [TASK, TASK]).support.mask.shape == (2, 2, 3)
     with pytest.raises(ValueError, match="at least one mini-batch"):
         rj.stack_batches([])
     with pytest.raises(ValueError, match=r"\[3\] numbers for 3 examples, but gave shape \(\)"):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import together
-from reptile_jax import cli, processes, runs
+from reptile_jax import cli, processes, runs, signals
 
 BOUND = 120  # seconds; on a machine that does nothing else it is a few
 
@@ -173,6 +173,22 @@ def test_only_what_comes_of_the_others_is_blamed_on_them(message, said):
     explained = processes._explained(jax.errors.JaxRuntimeError(message))
     assert said in explained
     assert ("lost each other" in explained) == (said == "lost each other")
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_process_that_a_signal_ends_alone_leaves_at_once(monkeypatch, capsys, together):
+    """The others wait for it. Where all have agreed to stop, they end in an orderly way."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "_mesh", lambda *_: None)
+    monkeypatch.setattr(processes, "_own_folder", contextlib.nullcontext)
+    monkeypatch.setattr(os, "_exit", lambda status: sys.exit(status))
+    expected = signals.Interrupted if together else SystemExit
+    with pytest.raises(expected) as info:
+        with processes.joined(processes.Sharing(), None):
+            raise signals.Interrupted(signal.SIGTERM, "stopped", together=together)
+    if not together:
+        assert info.value.code == 128 + signal.SIGTERM
+        assert "process 0: stopped" in capsys.readouterr().err
 
 
 def test_a_run_is_shared_by_the_devices_asked_for(monkeypatch, tmp_path):

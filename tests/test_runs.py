@@ -47,7 +47,8 @@ def at(step, act):
     done = []
 
     def on_metrics(_, now, row):
-        assert set(row) == {"first_loss", "last_loss", "gradient_norm", "tasks_left_out"}
+        losses = {"first_loss", "last_loss", "gradient_norm"}
+        assert set(row) == {*losses, "tasks_left_out", "failed_in_a_row"}
         if now == step and not done:
             done.append(act())
 
@@ -183,6 +184,17 @@ def test_fewer_failures_in_a_row_are_borne(folder, bad):
     assert int(state.step) == 24
     left_out = sum(steps_of(folder / "metrics.jsonl", "tasks_left_out"))
     assert left_out == 2 * sum(map(len, bad))
+
+
+def test_a_run_that_goes_on_gives_up_where_it_would_have(folder):
+    """Steps 8 to 14 fail, seven in a row; it is stopped after four of them."""
+    change = overflow(range(8, 24))
+    stop = at(12, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(signals.Interrupted, match="stopped at meta step 12"):
+        tiny_run.train(folder, on_metrics=stop, change=change)
+    assert steps_of(folder / "metrics.jsonl", "failed_in_a_row") == [0, 0, 0, 0, 2, 4]
+    with pytest.raises(FloatingPointError, match="in 7 meta steps in a row, before meta step 16"):
+        tiny_run.train(folder, change=change)
 
 
 def test_parameters_that_are_not_finite_are_not_saved(folder):

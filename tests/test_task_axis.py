@@ -74,7 +74,8 @@ def test_weights_count_tasks_more_than_once(at_once):
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_a_weight_that_is_not_finite_and_positive_counts_for_nothing(bad, at_once):
     good = jax.tree.map(lambda leaf: leaf[np.array([0, 2])], tasks(3, weight=[0.1, 1, 0.7]))
-    state, _ = step(tasks(3, weight=[0.1, bad, 0.7]), tasks_at_once=at_once)
+    state, info = step(tasks(3, weight=[0.1, bad, 0.7]), tasks_at_once=at_once)
+    assert info.finite.tolist() == [True, bool(np.isfinite(bad)), True]
     chex.assert_trees_all_close(state, step(good, tasks_at_once=at_once)[0], rtol=1e-12)
 
 

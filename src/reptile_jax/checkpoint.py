@@ -41,10 +41,14 @@ def save(folder: Path, state: MetaState) -> None:
     Damaged checkpoints are renamed `damaged-<step>`: they neither stand in the way nor count.
 
     Raises:
+      TypeError: for what is not a `MetaState`.
       FileExistsError: if there is a good checkpoint of a later step, or a different one of this.
       ValueError: if there is one of this step or a later one, of another model.
       OSError: if it cannot be written; the others stay as they are.
     """
+    folder = Path(folder)
+    if not isinstance(state, MetaState):
+        raise TypeError(f"save takes a learner's state, got {type(state).__name__}.")
     if jax.process_index():
         return
     if jax.process_count() > 1:  # Orbax wants arrays of all processes, or of none
@@ -87,13 +91,15 @@ def restore(
     Args:
       folder: the run's checkpoint folder.
       like: a state of the same structure, shapes and dtypes; `jax.eval_shape(learner.init, params)`
-        makes one that takes no memory.
+        makes one that takes no memory. With that the state comes back on one device: `train` puts
+        it on all of its learner's; `learner.step` wants `devices.replicate(state, learner.mesh)`.
       on_damage: told of each damaged checkpoint that is passed over; it stays where it is.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
       ValueError: if the checkpoint is of another model, naming what differs, or all are damaged.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no checkpoint folder {folder}.")
     steps = _steps(folder)
@@ -138,7 +144,7 @@ def _described(tree: Any) -> dict[str, str]:
     plain = ocp.utils.serialize_tree(tree, keep_empty_nodes=True)
     leaves = ocp.utils.to_flat_dict(plain, keep_empty_nodes=True)
     describe = lambda leaf: (
-        f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" if hasattr(leaf, "shape") else "nothing"
+        f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" if hasattr(leaf, "shape") else "empty"
     )
     return {".".join(map(str, path)): describe(leaf) for path, leaf in leaves.items()}
 
@@ -264,12 +270,12 @@ def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
         folder.absolute(),
         item_handlers=ocp.StandardCheckpointHandler(),
         options=ocp.CheckpointManagerOptions(
-            enable_async_checkpointing=False, **{**options, **_alone()}
+            enable_async_checkpointing=False, **{**options, **_by_itself()}
         ),
     )
 
 
-def _alone() -> dict[str, Any]:
+def _by_itself() -> dict[str, Any]:
     """Options by which one of many processes saves or restores without waiting for the others."""
     if jax.process_count() == 1:
         return {}

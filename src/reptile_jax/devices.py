@@ -49,21 +49,25 @@ def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
     sharding = NamedSharding(mesh, PartitionSpec())
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
-    given = hashlib.blake2b()
+    given: list[bytes] = []  # digests of the leaves of which every process has a copy
 
     def put(leaf):
+        leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
         if isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "is_fully_addressable", True):
             return jax.device_put(leaf, sharding)
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             data = put(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         value = np.asarray(leaf, order="C")
-        given.update(value.tobytes())
+        digest = hashlib.blake2b(f"{value.dtype}{value.shape}".encode())
+        digest.update(value.tobytes())
+        given.append(digest.digest())
         return jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
 
-    result, nothing = jax.tree.map(put, tree), hashlib.blake2b().digest()
-    if given.digest() != nothing:
-        digests = multihost_utils.process_allgather(np.frombuffer(given.digest(), np.uint8))
+    result = jax.tree.map(put, tree)
+    if given:
+        digest = np.frombuffer(hashlib.blake2b(b"".join(given)).digest(), np.uint8)
+        digests = multihost_utils.process_allgather(digest)
         if (digests != digests[0]).any():
             raise ValueError(
                 "the processes do not hold the same arrays: give each the same data, configuration "

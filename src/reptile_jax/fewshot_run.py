@@ -25,7 +25,7 @@ from reptile_jax import (
     runs,
 )
 from reptile_jax.devices import Mesh
-from reptile_jax.json_files import read_json, write_json
+from reptile_jax.json_files import read_json
 from reptile_jax.reptile import MetaState, inner_loop, meta_learner, reptile
 from reptile_jax.tasks import Batch, minibatches
 
@@ -110,9 +110,9 @@ def train(
     """Few-shot images: trains, saves, and scores on held-out classes. Returns the run."""
     presets.check(config)
     splits = load_data(config, data)
-    held_out_tasks(config, splits), training_tasks(config, splits)  # before there is a run
-    folder = runs.create(out, name or config.dataset, config)
-    write_json(folder / "classes.json", _classes(splits))
+    # What can be refused is, before there is a run.
+    held_out_tasks(config, splits), training_tasks(config, splits), problem_of(config, mesh)
+    folder = runs.create(out, name or config.dataset, config, classes=_classes(splits))
     return _train(config, folder, splits, on_metrics, mesh)
 
 
@@ -132,8 +132,9 @@ def score(run: Path, data: Path, mesh: Mesh | None = None, **changes: Any) -> ev
     started = time.monotonic()
     config, splits = _open(run, data, **changes)
     processes.check_told_the_same(config)
-    problem = problem_of(config, mesh)
-    return _score(config, problem, runs.restore(run, problem), run, "evaluation", splits, started)
+    problem = problem_of(config)
+    state = runs.restore(run, problem)
+    return _score(config, problem, state, run, "evaluation", splits, started, mesh)
 
 
 def _open(
@@ -169,7 +170,7 @@ def _train(
             on_metrics,
         )
         report.say(f"trained in {time.monotonic() - started:.0f} s")
-        _score(config, problem, state, folder, "results", splits, started)
+        _score(config, problem, state, folder, "results", splits, started, mesh)
         _draw_learning_curve(folder)
     return folder
 
@@ -187,7 +188,14 @@ def _draw_learning_curve(folder: Path) -> None:
 
 
 def _score(
-    config, problem: runs.Problem, state: MetaState, folder: Path, name: str, splits, started: float
+    config: presets.FewShotImages,
+    problem: runs.Problem,
+    state: MetaState,
+    folder: Path,
+    name: str,
+    splits: datasets.ImageSplits,
+    started: float,
+    mesh: Mesh | None,
 ) -> evaluate.Evaluation:
     begun = time.monotonic()
     with report.Bar("held-out tasks", config.eval_tasks, "tasks") as bar:
@@ -203,7 +211,7 @@ def _score(
             score_every=config.eval_steps // 5 if config.eval_steps % 5 == 0 else None,
             tasks_per_dispatch=100 if jax.default_backend() == "cpu" else 2500,
             report=lambda done, total: bar.update(done),
-            mesh=problem.learner.mesh,
+            mesh=mesh,
         )
     percent = lambda mean, half: f"{100 * mean:.2f} ± {100 * half:.2f}"
     own = "transductive" if config.transductive else "non-transductive"

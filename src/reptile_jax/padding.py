@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reptile_jax.tasks import Examples, Task, check_leading_axis
+from reptile_jax.tasks import Examples, Task, check_integers, check_leading_axis
 
 ExampleLoss: TypeAlias = Callable[[Any, Examples], jax.Array]  # (params, examples) -> [batch]
 
@@ -96,6 +96,7 @@ def stack_batches(batches: Sequence[Examples], *, batch: int | None = None) -> M
       batches: at least one, of the same structure; NumPy or JAX arrays, outside `jit`.
       batch: examples to pad to; by default the largest number. Give it, to compile once.
     """
+    batches = list(batches)
     if not batches:
         raise ValueError("stack_batches needs at least one mini-batch, got none.")
     return _stack([_masked(b, ("batch",)) for b in batches], ("batch",), (batch,), "mini-batches")
@@ -129,6 +130,7 @@ def stack_tasks(
       ValueError: for no tasks or no examples, tasks of different structures, shapes beyond the
         sizes or dtypes, or sizes that are too small.
     """
+    tasks = list(tasks)
     for task in tasks:
         if not isinstance(task, Task):
             raise TypeError(f"stack_tasks takes Task(support, query), got {type(task).__name__}.")
@@ -155,6 +157,8 @@ def _masked(examples: Any, axes: tuple[str, ...]) -> Masked:
     for leaf in jax.tree.leaves(examples):
         if isinstance(leaf, jax.core.Tracer):
             raise TypeError("tasks are stacked outside jit: their sizes are not known inside.")
+        if jnp.issubdtype(getattr(leaf, "dtype", float), jax.dtypes.prng_key):
+            raise TypeError(f"{what} has random keys, which NumPy cannot hold: give key data.")
     examples = jax.tree.map(np.asarray, examples)
     sizes = []
     for depth, axis in enumerate(axes):
@@ -172,6 +176,7 @@ def _masked(examples: Any, axes: tuple[str, ...]) -> Masked:
 
 def _stack(parts: list[Masked], axes: tuple[str, ...], sizes: tuple, what: str) -> Masked:
     """Pads every part to the sizes of its axes, the largest where None, and stacks them."""
+    check_integers(**{a: s for a, s in zip(axes, sizes, strict=True) if s is not None})
     found = np.array([part.mask.shape for part in parts]).max(0).tolist()
     full = [least if size is None else size for size, least in zip(sizes, found, strict=True)]
     for axis, size, least in zip(axes, full, found, strict=True):

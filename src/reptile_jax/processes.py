@@ -14,13 +14,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from reptile_jax import report
+from reptile_jax import report, signals
 from reptile_jax.devices import Mesh, task_mesh
 
 _SILENCE = 30  # seconds after which a process that is not heard of is taken for dead
@@ -45,8 +45,8 @@ def joined(
 ) -> Iterator[tuple[Mesh | None, Any]]:
     """Joins the other processes, and gives the mesh and the folder that this process is to use.
 
-    It has to come before anything else uses JAX. A process that fails ends here, at once: the
-    others wait for it, and are to learn that it is gone.
+    It has to come before anything else uses JAX. One of several processes that fails, or that a
+    signal ends alone, ends here, at once: the others wait for it, and are to learn that it is gone.
 
     Args:
       folder: of the run, new or old.
@@ -66,11 +66,19 @@ def joined(
         mesh = _mesh(sharing, share)
         with _own_folder(folder) as own:
             yield mesh, own
+    except signals.Interrupted as stop:
+        if stop.together:
+            raise
+        _leave(128 + stop.signum, str(stop))
     except Exception as error:
-        report.fail(f"process {jax.process_index()}: {_explained(error)}")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+        _leave(1, _explained(error))
+
+
+def _leave(status: int, message: str) -> NoReturn:
+    report.fail(f"process {jax.process_index()}: {message}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _explained(error: Exception) -> str:
@@ -151,6 +159,13 @@ def _mesh(sharing: Sharing, share: bool) -> Mesh | None:
     number = sharing.devices or by_default
     if number > there:
         raise ValueError(f"--devices {number}, but JAX has {there} here: {jax.local_devices()}.")
+    numbers = [len(jax.local_devices(process)) for process in range(jax.process_count())]
+    if len(set(numbers)) > 1:  # every process finds this, before they talk to each other
+        raise ValueError(
+            f"the processes have unequal numbers of devices, {numbers}: give each the same "
+            "--devices, on hosts that are alike."
+        )
+    check_told_the_same(number)
     if number * jax.process_count() == 1:
         return None
     first = lambda process: jax.local_devices(process)[:number]
@@ -162,7 +177,7 @@ def _own_folder(folder: Path | None) -> Iterator[Path | None]:
     """The folder, for the first process; for the others a copy of it, as it is now."""
     with tempfile.TemporaryDirectory(prefix="reptile-jax-") as own:
         if jax.process_index():
-            copy = Path(own) / (folder.name if folder else "run")
+            copy = Path(own) / "run"
             if folder and folder.is_dir():
                 shutil.copytree(folder, copy)
             folder = copy

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import json
 import platform
 import shlex
 import signal
@@ -43,11 +44,12 @@ class Problem:
     first_state: Callable[[], MetaState]
 
 
-def create(out: Path | None, name: str, config: Config) -> Path:
+def create(out: Path | None, name: str, config: Config, **files: Any) -> Path:
     """Makes the folder of a new run and writes its configuration there.
 
     Args:
       out: the folder; by default `runs/<name>`, or the next free `runs/<name>-<number>`.
+      files: what else the run needs, by the name of its JSON file.
 
     Raises:
       FileExistsError: if `out` exists and is not an empty folder: a run is never overwritten.
@@ -59,6 +61,9 @@ def create(out: Path | None, name: str, config: Config) -> Path:
         )
     folder.mkdir(parents=True, exist_ok=True)
     kind = next(kind for kind, made in _KINDS.items() if isinstance(config, made))
+    for file, content in files.items():
+        write_json(folder / f"{file}.json", content)
+    # The last, since with it the folder is that of a run.
     write_json(folder / "config.json", {"kind": kind, **dataclasses.asdict(config)})
     return folder
 
@@ -118,16 +123,17 @@ def resumable(folder: Path) -> Iterator[None]:
       ValueError: if another process is at work on the run.
     """
     try:
-        with _alone(folder):
+        with _locked(folder):
             yield
     except signals.Interrupted as stop:
         data = "" if isinstance(load_config(folder), presets.Sinusoid) else " --data DIR"
         command = f"reptile-jax train --resume {shlex.quote(str(folder))}{data}"
-        raise signals.Interrupted(stop.signum, f"{stop}; go on with: {command}") from None
+        message = f"{stop}; go on with: {command}"
+        raise signals.Interrupted(stop.signum, message, together=stop.together) from None
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Holds a lock on the run, which the system takes back however the process ends."""
     with (folder / ".lock").open("ab") as file:
         if fcntl is not None:
@@ -155,9 +161,10 @@ def meta_train(
     """Trains with a progress bar and, given a run's folder, leaves metrics and checkpoints there.
 
     Every dispatch adds one line to `metrics.jsonl`: the step, and over the dispatch the mean loss
-    of the first and of the last inner step, the mean norm of the meta-gradient, and the tasks that
-    were not finite. After each checkpoint a line of `times.jsonl` says how many seconds the
-    training took from one step to another. A state that has been restored goes on from its step.
+    of the first and of the last inner step, the mean norm of the meta-gradient, the tasks that were
+    not finite, and how many meta steps in a row, up to its end, had none that was. After each
+    checkpoint a line of `times.jsonl` says how many seconds the training took from one step to
+    another. A state that has been restored goes on from its step.
 
     Args:
       folder: the run's; None leaves nothing behind.
@@ -172,9 +179,10 @@ def meta_train(
     """
     processes.check_told_the_same(config)
     started, first_step = time.monotonic(), int(state.step)
+    saved, failed, stop, stops = first_step, 0, [], False
     if folder is not None:
         _forget_after(first_step, folder)
-    saved, failed, stop, stops = first_step, 0, [], False
+        failed = _failed_before(folder)
     loop = train(
         learner,
         state,
@@ -187,9 +195,9 @@ def meta_train(
     saves = contextlib.nullcontext() if folder is None else signals.handled(stop.append, _wait)
     with report.Bar(title, config.meta_steps, "meta steps", first_step) as bar, saves:
         for state, infos in loop:
-            row, step = _summary(infos), int(state.step)
-            bar.update(step, "loss {first_loss} -> {last_loss}".format(**row))
             failed, most_failed = _failed_in_a_row(infos, failed)
+            row, step = {**_summary(infos), "failed_in_a_row": failed}, int(state.step)
+            bar.update(step, "loss {first_loss} -> {last_loss}".format(**row))
             gives_up = most_failed >= config.give_up_after
             if folder is not None:
                 append_json_line(folder / "metrics.jsonl", {"step": step, **row})
@@ -213,7 +221,8 @@ def meta_train(
     if folder is not None and not stops and processes.any_process(bool(stop)):
         stop = stop or [signal.SIGTERM]
     if stop:
-        raise signals.Interrupted(stop[0], f"stopped at meta step {int(state.step)}")
+        message = f"stopped at meta step {int(state.step)}"
+        raise signals.Interrupted(stop[0], message, together=True)
     return state
 
 
@@ -239,6 +248,13 @@ def _save(folder: Path, state: MetaState, first_step: int, seconds: float) -> No
     checkpoint.save(folder / "checkpoints", state)
     times = {"from": first_step, "to": step, "seconds": round(seconds, 1)}
     append_json_line(folder / "times.jsonl", times)
+
+
+def _failed_before(folder: Path) -> int:
+    """How many meta steps in a row had no finite task where the run goes on."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return json.loads(lines[-1]).get("failed_in_a_row", 0) if lines else 0
 
 
 def _failed_in_a_row(infos: MetaInfo, failed: int) -> tuple[int, int]:
@@ -289,12 +305,12 @@ def tensorboard() -> Iterator[OnMetrics]:
                     str(folder / "tensorboard"),
                     purge_step=step,  # what was written from here on, before a crash, is void
                     filename_suffix=f".{step}",  # the name else holds no more than the second
-                    flush_secs=10,
                 )
                 stack.callback(writers[folder].close)
             for name, value in metrics.items():
                 if value is not None:
                     writers[folder].add_scalar(name, value, step)
+            writers[folder].flush()  # a run that goes on does not write them again
 
         yield on_metrics
 

@@ -11,11 +11,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Work that a signal ended; the message says how to go on with it."""
+    """Work that a signal ended; the message says how to go on with it.
 
-    def __init__(self, signum: int, message: str = "interrupted"):
+    `together`: all processes that work on it have agreed to stop here.
+    """
+
+    def __init__(self, signum: int, message: str = "interrupted", *, together: bool = False):
         super().__init__(message)
-        self.signum = signum
+        self.signum, self.together = signum, together
 
 
 def interrupt(signum: int) -> None:

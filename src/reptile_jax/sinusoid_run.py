@@ -24,7 +24,7 @@ def train(
 ) -> Path:
     """The sine waves: trains, compares with two other initialisations, draws. Returns the run."""
     presets.check(config)
-    _distributions(config)  # before there is a run
+    _distributions(config), problem_of(config, mesh)  # before there is a run
     return _train(config, runs.create(out, "sinusoid", config), on_metrics, mesh)
 
 

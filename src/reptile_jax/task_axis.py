@@ -56,7 +56,7 @@ def mean_over_tasks(
 ) -> TaskMean:
     """Runs `estimate` on every task and takes the weighted mean.
 
-    A task whose losses, gradient or state are not all finite has no weight.
+    A task whose losses, gradient, state or weight are not all finite does not count.
 
     Args:
       estimate: `(params, opt_state, task) -> TaskGradient`.
@@ -115,10 +115,9 @@ def _run(estimate, shared, tasks_and_exist, *, at_once: int, carry: bool):
             if not isinstance(task, Task):
                 raise TypeError(f"sample(key) returns a Task, not a {type(task).__name__}.")
         result = estimate(params, opt_state, task)
-        finite = _all_finite(result)
-        weight = jnp.asarray(1.0 if task.weight is None else task.weight, zero.dtype)
-        counts = exists & finite & jnp.isfinite(weight) & (weight > 0)
-        weight = jnp.where(counts, weight, 0)
+        given = jnp.asarray(1.0 if task.weight is None else task.weight, zero.dtype)
+        finite = _all_finite(result) & jnp.isfinite(given)
+        weight = jnp.where(exists & finite & (given > 0), given, 0)
         ended = None if opt_state is None else result.opt_state
         moved = _weighted(weight, _with_counts_from(None if carry else opt_state, ended))
         part = _Part(_weighted(weight, result.gradient), moved, weight)
