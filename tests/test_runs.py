@@ -14,7 +14,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 import tiny_run
-from reptile_jax import runs, signals
+from reptile_jax import meta_training, runs, signals
 from reptile_jax.json_files import keep_json_lines, write_json
 from test_checkpoint import files_of_at_most
 
@@ -255,9 +255,9 @@ def test_a_json_file_is_written_whole_or_not_at_all(tmp_path):
 
 
 def test_tensorboard_shows_the_metrics_of_a_run_that_went_on(whole, folder):
-    with runs.tensorboard() as show, pytest.raises(RuntimeError):
+    with meta_training.tensorboard() as show, pytest.raises(RuntimeError):
         tiny_run.train(folder, on_metrics=lambda *row: show(*row) or (row[1] == 14 and crash()))
-    with runs.tensorboard() as show:
+    with meta_training.tensorboard() as show:
         tiny_run.train(folder, on_metrics=show)
     assert len(list((folder / "tensorboard").iterdir())) == 2
     assert events(folder / "tensorboard") == {
@@ -287,6 +287,6 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with (
         pytest.raises(ImportError, match=r"pip install \"reptile-jax\[tensorboard\]\""),
-        runs.tensorboard(),
+        meta_training.tensorboard(),
     ):
         pass

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 import reptile_jax as rj
-from reptile_jax import presets, runs, signals
+from reptile_jax import meta_training, presets, runs, signals
 from reptile_jax.models import MLP, squared_error
 from reptile_jax.sinusoids import sinusoids
 
@@ -67,7 +67,7 @@ def train(
     """Trains from where the run stands, with a changed learner if so wanted."""
     with jax.numpy_dtype_promotion("standard"):
         tiny = problem()
-        return runs.meta_train(
+        return meta_training.meta_train(
             folder,
             "tiny",
             change(tiny.learner),

@@ -22,6 +22,7 @@ except ImportError as error:
 from reptile_jax import (
     download,
     fewshot_run,
+    meta_training,
     presets,
     processes,
     report,
@@ -182,8 +183,8 @@ def _can_share(config: runs.Config) -> bool:
 
 def _on_metrics(
     options: _SinusoidOptions | _FewShotOptions | _ResumeOptions,
-) -> contextlib.AbstractContextManager[runs.OnMetrics | None]:
-    return runs.tensorboard() if options.tensorboard else contextlib.nullcontext()
+) -> contextlib.AbstractContextManager[meta_training.OnMetrics | None]:
+    return meta_training.tensorboard() if options.tensorboard else contextlib.nullcontext()
 
 
 def _train_sinusoid(argv: list[str]) -> None:

@@ -26,6 +26,7 @@ from reptile_jax import (
 )
 from reptile_jax.devices import Mesh
 from reptile_jax.json_files import read_json
+from reptile_jax.meta_training import OnMetrics, meta_train
 from reptile_jax.reptile import MetaState, inner_loop, meta_learner, reptile
 from reptile_jax.tasks import Batch, minibatches
 
@@ -104,7 +105,7 @@ def train(
     data: Path,
     out: Path | None = None,
     name: str | None = None,
-    on_metrics: runs.OnMetrics | None = None,
+    on_metrics: OnMetrics | None = None,
     mesh: Mesh | None = None,
 ) -> Path:
     """Few-shot images: trains, saves, and scores on held-out classes. Returns the run."""
@@ -119,7 +120,7 @@ def train(
 def resume(
     run: Path,
     data: Path,
-    on_metrics: runs.OnMetrics | None = None,
+    on_metrics: OnMetrics | None = None,
     mesh: Mesh | None = None,
 ) -> Path:
     """Goes on with a run from its newest checkpoint, as if it had never stopped."""
@@ -149,7 +150,7 @@ def _train(
     config: presets.FewShotImages,
     folder: Path,
     splits: datasets.ImageSplits,
-    on_metrics: runs.OnMetrics | None,
+    on_metrics: OnMetrics | None,
     mesh: Mesh | None,
 ) -> Path:
     """Trains from where the run stands, and scores."""
@@ -159,7 +160,7 @@ def _train(
     )
     problem = problem_of(config, mesh)
     with runs.resumable(folder):
-        state = runs.meta_train(
+        state = meta_train(
             folder,
             f"Reptile, {config.ways}-way",
             problem.learner,

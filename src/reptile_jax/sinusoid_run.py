@@ -9,6 +9,7 @@ import optax
 
 from reptile_jax import evaluate, models, presets, report, runs
 from reptile_jax.devices import Mesh
+from reptile_jax.meta_training import OnMetrics, meta_train
 from reptile_jax.reptile import LossFn, meta_learner, reptile
 from reptile_jax.sinusoids import Sinusoids, sinusoids
 
@@ -19,7 +20,7 @@ DRAWN_STEPS = (0, 1, 8, 32)  # in their picture
 def train(
     config: presets.Sinusoid,
     out: Path | None = None,
-    on_metrics: runs.OnMetrics | None = None,
+    on_metrics: OnMetrics | None = None,
     mesh: Mesh | None = None,
 ) -> Path:
     """The sine waves: trains, compares with two other initialisations, draws. Returns the run."""
@@ -28,7 +29,7 @@ def train(
     return _train(config, runs.create(out, "sinusoid", config), on_metrics, mesh)
 
 
-def resume(run: Path, on_metrics: runs.OnMetrics | None = None, mesh: Mesh | None = None) -> Path:
+def resume(run: Path, on_metrics: OnMetrics | None = None, mesh: Mesh | None = None) -> Path:
     """Goes on with a run from its newest checkpoint, as if it had never stopped.
 
     Joint training, which it is compared with, starts over.
@@ -56,7 +57,7 @@ def problem_of(config: presets.Sinusoid, mesh: Mesh | None = None) -> runs.Probl
 def _train(
     config: presets.Sinusoid,
     folder: Path,
-    on_metrics: runs.OnMetrics | None,
+    on_metrics: OnMetrics | None,
     mesh: Mesh | None,
 ) -> Path:
     """Trains from where the run stands, then joint training; evaluates both."""
@@ -65,7 +66,7 @@ def _train(
     problem = problem_of(config, mesh)
     train_key, eval_key = (jax.random.fold_in(jax.random.key(config.seed), use) for use in (1, 2))
     learn = lambda folder, title, state, waves: (
-        runs.meta_train(
+        meta_train(
             folder, title, problem.learner, state, waves, train_key, config, on_metrics
         ).params
     )
