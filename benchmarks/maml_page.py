@@ -110,8 +110,9 @@ _CONTEST_PICTURES = {
 _STABILITY = """## Stability
 
 Every cell of the grid is trained from several seeds on the sine waves, and scored after as many
-inner steps as in training. A run has diverged if its error is not finite, or above that of
-answering 0 everywhere, the best that a network can do which does not adapt. Tasks whose loss or
+inner steps as in training. A run has diverged if its error is not finite, or above twice that of
+answering 0 everywhere, the best that a network can do which does not adapt. The rates reach from
+those too low to learn much in the time to those that no method stands. Tasks whose loss or
 gradient is not finite are left out of a meta step by the library, for every method. The outer rates
 of the last three maps are Adam's and the same; the first map's are the paper's ε."""
 
