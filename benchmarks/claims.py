@@ -39,7 +39,9 @@ class Claim(NamedTuple):
             return "not measured yet"
         if all(answer == YES for answer in answers):
             return "holds"
-        return "depends on" if YES in answers else "does not hold"
+        if YES in answers:
+            return "depends on"
+        return "does not hold" if NO in answers else "does not hold: no difference seen"
 
 
 _INTERVAL = (

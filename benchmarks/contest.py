@@ -29,9 +29,11 @@ class Size:
     omniglot_seeds: int
     sine_budgets: tuple[int, ...]
     sine_tuning_steps: int
+    sine_tuning_seeds: int
     sine_tasks: int
     omniglot_budgets: tuple[int, ...]
     omniglot_tuning_steps: int
+    omniglot_tuning_seeds: int
     omniglot_tasks: int
     omniglot_eval_steps: int  # a multiple of 5
     stability_steps: int
@@ -41,11 +43,11 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(2, 2, (10, 20), 10, 10, (2,), 2, 3, 5, 10, 2, 2, 2),
-    "small": Size(8, 3, (300, 1000, 3000), 1000, 200, (80, 240), 100, 60, 25, 500, 6, 5, 7),
+    "tiny": Size(2, 2, (10, 20), 10, 2, 10, (2,), 2, 1, 3, 5, 10, 2, 2, 2),
+    "small": Size(8, 3, (300, 1000, 3000), 1000, 3, 200, (80, 240), 100, 1, 60, 25, 500, 6, 5, 7),
     "full": Size(
-        10, 5, (1000, 3000, 10_000, 30_000), 5000, 1000, (1000, 10_000, 60_000), 2000, 1000, 50,
-        5000, 10, 10, 15,
+        10, 5, (1000, 3000, 10_000, 30_000), 5000, 5, 1000, (1000, 10_000, 60_000), 2000, 2, 1000,
+        50, 5000, 10, 10, 15,
     ),
 }  # fmt: skip
 
@@ -73,6 +75,7 @@ class Problem(NamedTuple):
     num_tasks: int
     budgets: Sequence[int]
     tuning_steps: int
+    tuning_seeds: int
     steps_timed: int
     side_by_side: bool
 
@@ -129,6 +132,7 @@ def sine(size: Size) -> Problem:
         size.sine_tasks,
         size.sine_budgets,
         size.sine_tuning_steps,
+        size.sine_tuning_seeds,
         200,
         True,
     )
@@ -170,6 +174,7 @@ def omniglot(data: Path, size: Size) -> Problem:
         size.omniglot_tasks,
         size.omniglot_budgets,
         size.omniglot_tuning_steps,
+        size.omniglot_tuning_seeds,
         2,
         not seeds.sequential_on_cpu(),
     )

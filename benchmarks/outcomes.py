@@ -63,9 +63,13 @@ def time_settings(kind: str, size: Size) -> dict[str, Any]:
 
 
 def tuning_settings(kind: str, method: str, size: Size) -> dict[str, Any]:
-    steps = size.sine_tuning_steps if kind == "sine" else size.omniglot_tuning_steps
+    if kind == "sine":
+        steps, number = size.sine_tuning_steps, size.sine_tuning_seeds
+    else:
+        steps, number = size.omniglot_tuning_steps, size.omniglot_tuning_seeds
     rates = dict(zip(("inner rates", "outer rates"), RATES[kind][method], strict=True))
-    return {**_common(kind, size), "method": method, "meta steps": steps, **rates}
+    common = {**_common(kind, size), "method": method, "meta steps": steps, "seeds": number}
+    return {**common, **rates}
 
 
 def run_settings(

@@ -96,19 +96,38 @@ def minibatch_overlap(data: Path, folder: Path, size: Size, fresh: bool) -> None
     draw(folder, size)
 
 
-def draw(folder: Path, size: Size) -> None:
-    stored = {
-        tuple(settings[key] for key in ("mini-batches", *BASE)): found
+def stored(folder: Path, size: Size) -> dict[tuple, np.ndarray]:
+    """By way of drawing and point: accuracy in %, non-transductive, of each seed."""
+    return {
+        tuple(settings[key] for key in ("mini-batches", *BASE)): 100
+        * np.ravel(found["data"]["non-transductive"])
         for arm, (_, settings) in arms(size).items()
         if (found := arm_files.stored(folder, arm, settings)) is not None
     }
-    if not stored:
+
+
+def rows(folder: Path, size: Size) -> tuple[list[str], list[list[str]]]:
+    """Accuracy, mean ± standard deviation over seeds, by way of drawing and point."""
+    found = stored(folder, size)
+    points = sorted({key[1:] for key in found})
+    cell = lambda values: f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
+    columns = [f"{steps} of {batch}, outer step {rate:g}" for steps, batch, rate in points]
+    return ["inner steps of images", *columns], [
+        [name, *(cell(found[name, *p]) if (name, *p) in found else "" for p in points)]
+        for name in OVERLAPS
+        if any(name == other for other, *_ in found)
+    ]
+
+
+def draw(folder: Path, size: Size) -> None:
+    found = stored(folder, size)
+    if not found:
         return
 
     def curve(name, varied, points):
-        found = [(p[varied], stored.get((name, *p.values()))) for p in points]
-        found = [(x, arm["data"]["non-transductive"]) for x, arm in found if arm is not None]
-        return [x for x, _ in found], 100 * np.array([np.ravel(y) for _, y in found]).T
+        there = [(p[varied], found.get((name, *p.values()))) for p in points]
+        there = [(x, values) for x, values in there if values is not None]
+        return [x for x, _ in there], np.array([values for _, values in there]).T
 
     panels = []
     for varied in size.overlap_panels:

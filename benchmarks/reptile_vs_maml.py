@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks import arm_files, contest, measure, outcomes, seeds, stability
 from benchmarks.contest import GRADIENTS, META_BATCH, Problem, Size
 
-_TUNING_SEED = 1000  # of no run that is scored
+_TUNING_SEED = 1000  # from here on; of no run that is scored
 
 
 def reptile_vs_maml(data: Path, folder: Path, size: Size, fresh: bool) -> None:
@@ -107,11 +107,15 @@ def _train_and_score(problem: Problem, entrant, runs, scored, steps, key) -> Any
 
 
 def _tuning(problem: Problem, method: str) -> dict[str, Any]:
-    """Every pair of rates, one seed, on validation tasks: no test class has a part in it."""
-    entrant = problem.entrants[method]
+    """Every pair of rates on validation tasks: no test class has a part in it.
+
+    Scores are means over the seeds, and not finite where one is not.
+    """
+    entrant, number = problem.entrants[method], problem.tuning_seeds
     rates = [(inner, outer) for inner in entrant.inner_rates for outer in entrant.outer_rates]
-    inner, outer = zip(*rates, strict=True)
-    runs = seeds.first(entrant.method, problem.init, [_TUNING_SEED] * len(rates), inner, outer)
+    inner, outer = np.repeat(rates, number, axis=0).T
+    numbers = np.tile(_TUNING_SEED + np.arange(number), len(rates))
+    runs = seeds.first(entrant.method, problem.init, numbers, inner, outer)
     found = _train_and_score(
         problem,
         entrant,
@@ -120,7 +124,12 @@ def _tuning(problem: Problem, method: str) -> dict[str, Any]:
         problem.tuning_steps,
         jax.random.key(2),
     )
-    return {"rates": rates, **found}
+    by_seed = lambda leaf: np.reshape(leaf, (len(rates), number, *np.shape(leaf)[1:]))
+    return {
+        "rates": rates,
+        "scores": jax.tree.map(lambda leaf: by_seed(leaf).mean(1), found["scores"]),
+        "left out": by_seed(found["left out"]).sum(1),
+    }
 
 
 def _trained(problem: Problem, method: str, chosen, steps: int, number: int) -> dict[str, Any]:
