@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reptile_jax import cli, fewshot_run, presets, report, runs, sinusoid_run
+from reptile_jax import (
+    cli,
+    fewshot_run,
+    meta_training,
+    presets,
+    report,
+    runs,
+    sinusoid_run,
+)
 from reptile_jax.json_files import append_json_line
 
 
@@ -117,7 +125,7 @@ def stop_at(step, number, monkeypatch):
                 cut_short.write('{"step": 3')
             signal.raise_signal(number)
 
-    monkeypatch.setattr(runs, "append_json_line", stop)
+    monkeypatch.setattr(meta_training, "append_json_line", stop)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Every example runs as it is printed, with fewer meta steps."""
 
+import contextlib
 import runpy
 import sys
 import types
@@ -32,15 +33,23 @@ def test_there_is_one_for_each_kind_of_parameters():
 
 def test_the_one_that_logs_goes_on_where_it_was_stopped(monkeypatch, tmp_path):
     logged = []
-    run = types.SimpleNamespace(log=lambda metrics, step: logged.append((step, metrics["loss"])))
+
+    def log(metrics, step):
+        logged.append((step, metrics["loss"]))
+        if len(logged) == 6:
+            raise KeyboardInterrupt
+
+    run = types.SimpleNamespace(log=log)
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **_: run))
     monkeypatch.chdir(tmp_path)
     path = next(path for path in EXAMPLES if "wandb" in path.stem)
     import jax
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for meta_steps in ("600", "1000"):
-            monkeypatch.setattr("sys.argv", [str(path), meta_steps])
-            runpy.run_path(str(path), run_name="__main__")
-    assert [step for step, _ in logged] == [100, 200, 300, 400, 500, 600, *range(600, 1001, 100)]
-    assert logged[5] == logged[6]  # step 600 was not saved: it is taken again, and is the same
+        monkeypatch.setattr("sys.argv", [str(path), "700"])
+        for stopped in (True, False, False):
+            with pytest.raises(KeyboardInterrupt) if stopped else contextlib.nullcontext():
+                runpy.run_path(str(path), run_name="__main__")
+    # Step 600 was not saved, and is taken again; the last one was, and no step is left to take.
+    assert [step for step, _ in logged] == [100, 200, 300, 400, 500, 600, 600, 700]
+    assert logged[5] == logged[6]
