@@ -42,10 +42,12 @@ MODES = {"": "non-transductive", "t": "transductive"}
 
 
 def write() -> None:
-    """Rewrites each part of the README that stands between this report's markers."""
+    """Rewrites each part of the README of which there are results, between its two markers."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
-    replace("paper's rows", rows_table(found))
-    replace("sine waves over seeds", sinusoid_table(found))
+    if any(result.get("row") for result in found.values()):
+        replace("paper's rows", rows_table(found))
+    if lines := sinusoid_table(found):
+        replace("sine waves over seeds", lines)
     draw_learning_curves(found)
 
 

@@ -50,6 +50,20 @@ def test_the_sine_waves_interval_is_over_seeds():
     assert lines[3].startswith("| random | ")
 
 
+def test_only_parts_with_results_are_written(tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    monkeypatch.setattr(paper_report, "README", readme)
+    monkeypatch.setattr(paper_report, "RESULTS", tmp_path)
+    readme.write_text("<!-- sine waves over seeds -->\n<!-- end of sine waves over seeds -->\n")
+    paper_report.write()
+    assert "|" not in readme.read_text()
+    error = {"steps": [0], "by seed": [[4.0], [6.0]]}
+    content = {"mean squared error": {"Reptile": error}}
+    (tmp_path / "sinusoid-batched.json").write_text(json.dumps(content))
+    paper_report.write()
+    assert "| Reptile, batched | 5.000 ± " in readme.read_text()
+
+
 def test_only_the_part_between_the_markers_is_written(tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     monkeypatch.setattr(paper_report, "README", readme)
