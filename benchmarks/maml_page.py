@@ -45,12 +45,16 @@ def write(results: Path, size: str, page: Path = PAGE) -> None:
             omniglot=chosen.omniglot_budgets[-1],
             waves_seeds=_seeds(chosen.sine_tuning_seeds),
             images_seeds=_seeds(chosen.omniglot_tuning_seeds),
+            waves=chosen.sine_tasks,
+            tasks=chosen.omniglot_tasks,
         ),
+        _at_an_end(comparison, chosen),
         *_contest_tables(comparison, chosen),
         *(_picture(page, comparison / name, title) for name, title in _CONTEST_PICTURES.items()),
         _STABILITY,
         _picture(page, comparison / "stability.png", "Errors by inner and outer rate"),
-        _SINE,
+        _picture(page, comparison / "stability-spread.png", "Their spread over seeds"),
+        _SINE.format(steps=paper.sine_steps),
         _table(*sine_experiment.rows(folder("sine_maml"), paper)),
         _picture(page, folder("sine_maml") / "sine_maml.png", "Three held-out waves"),
         _COMBINATIONS.format(steps=paper.combination_steps, filters=paper.filters),
@@ -91,22 +95,25 @@ _CONTEST = """## Equal budgets
 
 All methods have five inner steps, five tasks in a meta step, the same networks, starting points,
 seeds and test tasks, and see the same number of labelled examples of a task: all of them in
-mini-batches for Reptile; split into what the inner loop is given and a query set for the others,
-which are trained as they are tested. Reptile's outer step is the paper's; FOMAML's and MAML's is
-Adam. On Omniglot Reptile's inner optimiser is the paper's too, Adam without momentum, its state
-averaged over tasks. All outer rates go linearly to zero, and every point below is a training of its
-own that came to its end.
+mini-batches for Reptile; split into what the inner loop is given and a query set for the others (on
+the waves, all points are the query set). Reptile's outer step is the paper's, FOMAML's and MAML's
+is Adam: a better one, as the maps below show, which have Reptile with Adam outside as well. On
+Omniglot Reptile's inner optimiser is the paper's too, Adam without momentum, its state averaged
+over tasks, where the others have SGD. All outer rates go linearly to zero, and every point below is
+a training of its own that came to its end.
 
-The rates were chosen for each method from a grid of as many cells, on validation tasks: new
-waves, and on Omniglot 200 characters of the training split, which no method trains on; by the mean
-over {waves_seeds} on the waves and {images_seeds} on Omniglot, other ones than those scored. So was
-the number of inner steps to score after; both are the same at every budget. Test characters had no
-part in any choice. A gradient evaluation is a gradient of a task's loss, or one of MAML's products
-on the way back; batches differ in size, which only the time takes into account. Time is that of a
+The rates were chosen for each method from a grid of as many cells, on validation tasks: new waves,
+and on Omniglot 200 characters of the training split, which no method trains on; by the mean over
+{waves_seeds} on the waves and {images_seeds} on Omniglot, other ones than those scored. So was the
+number of inner steps to score after; both are the same at every budget. Test characters had no part
+in any choice. A gradient evaluation is a gradient of a task's loss, or one of MAML's products on
+the way back; batches differ in size, which only the time takes into account. Time is that of a
 compiled meta step, one run alone, the methods measured turn by turn.
 
 The largest budget here is {sine:,} meta steps of MAML on the sine waves and {omniglot:,} on
-Omniglot: what holds there need not hold after many times as many."""
+Omniglot: what holds there need not hold after many times as many. All seeds are scored on the same
+test tasks, {waves} waves and {tasks} Omniglot tasks: intervals over seeds do not tell what other
+tasks would change."""
 
 _CONTEST_PICTURES = {
     "sine-error.png": "Sine waves: error by meta steps, gradient evaluations and time",
@@ -119,14 +126,15 @@ _STABILITY = """## Stability
 Every cell of the grid is trained from several seeds on the sine waves, and scored after as many
 inner steps as in training. A run has diverged if its error is not finite, or above twice that of
 answering 0 everywhere, the best that a network can do which does not adapt. The rates reach from
-those too low to learn much in the time to those that no method stands. Tasks whose loss or
-gradient is not finite are left out of a meta step by the library, for every method. The outer rates
-of the last three maps are Adam's and the same; the first map's are the paper's ε."""
+those too low to learn much in the time to those that no method stands. Tasks whose loss or gradient
+is not finite are left out of a meta step by the library, for every method. The outer rates of the
+last three maps are Adam's and the same; the first map's are the paper's ε, on a grid of its own.
+The shares in the claims leave out inner rates at which every run of every method diverged."""
 
 _SINE = """## Sine waves
 
 Mean squared error ± spread over seeds, by the number of inner steps on ten points (section 4 of the
-paper)."""
+paper), after {steps:,} meta steps at rates that were not tuned."""
 
 _COMBINATIONS = """## Which inner gradients to follow
 
@@ -141,10 +149,11 @@ _OVERLAP = """## Overlap of the inner mini-batches
 Section 6.3 of the paper: {steps:,} meta steps of one task, {filters} filters (64 in the paper),
 plain SGD inside. FOMAML follows the last mini-batch's gradient alone. A *shared tail* is drawn from
 the same 100 images as the mini-batches before it; a *separate tail* is set apart from them (50
-images at most). *Cycling* goes through all images before any comes again; *replacement* draws each
-mini-batch afresh. The paper found that FOMAML with a shared tail gets worse where the tail's images
-have been seen before: with five inner steps and more of 25 images, with larger batches, and then
-with larger outer steps. Accuracy in % on test characters, non-transductive, ± spread over seeds:"""
+images at most, so that with it "100" means mini-batches of the other 50). *Cycling* goes through
+all images before any comes again; *replacement* draws each mini-batch afresh. The paper found that
+FOMAML with a shared tail gets worse where the tail's images have been seen before: with five inner
+steps and more of 25 images, with larger batches, and then with larger outer steps. Accuracy in % on
+test characters, non-transductive, ± spread over seeds:"""
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -152,6 +161,21 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "Not measured yet."
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _at_an_end(folder: Path, size: contest.Size) -> str:
+    """Says so where the rates chosen are the lowest or highest of their grid."""
+    found = [
+        f"{method} ({' and '.join(ends)}, {outcomes.TITLES[kind]})"
+        for kind in outcomes.PROBLEMS
+        for method, ends in outcomes.at_an_end(folder, kind, size).items()
+        if ends
+    ]
+    if not found:
+        return ""
+    return (
+        "Chosen at the end of a grid, beyond which there may be better: " + ", ".join(found) + "."
+    )
 
 
 def _seeds(number: int) -> str:

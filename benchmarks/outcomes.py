@@ -90,8 +90,26 @@ def run_settings(
 
 def milliseconds(folder: Path, kind: str, size: Size) -> dict[str, float] | None:
     """Of a meta step, by method; None if not measured yet."""
+    found = times(folder, kind, size)
+    return found and {name: times["median"] for name, times in found.items()}
+
+
+def times(folder: Path, kind: str, size: Size) -> dict[str, Any] | None:
+    """Milliseconds of a meta step in every round, by method; None if not measured yet."""
     arm = arm_files.stored(folder, f"{kind}-time", time_settings(kind, size))
-    return arm and {name: times["median"] for name, times in arm["data"].items()}
+    return arm and arm["data"]
+
+
+def at_an_end(folder: Path, kind: str, size: Size) -> dict[str, list[str]]:
+    """By method, those of its chosen rates that are the lowest or highest of their grid."""
+    found = {}
+    for method, (inner, outer) in RATES[kind].items():
+        chosen = choice(folder, kind, method, size)
+        if chosen is not None:
+            rates = (("inner", inner), ("outer", outer))
+            ends = [n for n, grid in rates if chosen[f"{n} rate"] in (min(grid), max(grid))]
+            found[method] = ends
+    return found
 
 
 def choice(folder: Path, kind: str, method: str, size: Size) -> dict[str, Any] | None:

@@ -84,24 +84,27 @@ def heat_maps(
     *,
     title: str,
     limit: float,
-    share: Mapping[str, np.ndarray],
+    share: Mapping[str, np.ndarray] | None = None,
+    label: str = "median error, logarithmic",
 ) -> None:
-    """Draws one map per name: errors by outer rate (rows, by name) and inner rate (columns).
+    """Draws one map per name: by outer rate (rows, by name) and inner rate (columns).
 
     Args:
-      maps: by name, errors `[outer, inner]`; dark is good, and all from `limit` on is palest.
+      maps: by name, values `[outer, inner]`; dark is good, and all from `limit` on is palest.
       share: by name, the share `[outer, inner]` of runs that diverged; written where not zero.
+      label: what the colours show.
     """
-    low = min(float(np.nanmin(values)) for values in maps.values())
+    low = max(min(float(np.nanmin(values)) for values in maps.values()), 1e-4 * limit)
     figure, axes = plt.subplots(
         1, len(maps), figsize=(3.9 * len(maps) + 0.8, 4.1), squeeze=False, layout="constrained"
     )
     for axis, (name, values) in zip(axes[0], maps.items(), strict=True):
-        shown = np.where(np.isfinite(values), np.minimum(values, limit), limit)
+        shown = np.where(np.isfinite(values), np.clip(values, low, limit), limit)
         image = axis.imshow(
             np.log10(shown), cmap="viridis", vmin=np.log10(low), vmax=np.log10(limit), aspect="auto"
         )
-        for (row, column), diverged in np.ndenumerate(share[name]):
+        shares = np.zeros_like(values) if share is None else share[name]
+        for (row, column), diverged in np.ndenumerate(shares):
             if diverged > 0:
                 pale = np.log(shown[row, column] / low) > 0.6 * np.log(limit / low)
                 axis.text(
@@ -116,7 +119,7 @@ def heat_maps(
         axis.set_xticks(range(len(columns)), [f"{rate:g}" for rate in columns], rotation=60)
         axis.set_yticks(range(len(rows[name])), [f"{rate:g}" for rate in rows[name]])
         axis.set(title=name, xlabel="inner rate", ylabel="outer rate")
-    bar = figure.colorbar(image, ax=axes[0], label="median error, logarithmic")
+    bar = figure.colorbar(image, ax=axes[0], label=label)
     ticks = np.linspace(np.log10(low), np.log10(limit), 5)
     bar.set_ticks(ticks, labels=[f"{10**tick:.2g}" for tick in ticks])
     figure.suptitle(title, fontsize=11)

@@ -116,6 +116,17 @@ def draw(folder: Path, size: Size) -> None:
     if not found:
         return
     median = lambda error: np.median(np.nan_to_num(error, nan=np.inf), axis=2)
+    spread = lambda error: np.std(np.log10(np.where(np.isfinite(error), error, np.nan)), axis=2)
+    pictures.heat_maps(
+        folder / "stability-spread.png",
+        {name: spread(data["error"]) for name, data in found.items()},
+        {name: rates(name, size)[1] for name in found},
+        rates("MAML", size)[0],
+        title=f"The same grids: spread over {size.stability_seeds} seeds, the standard deviation "
+        "of the error's decimal logarithm",
+        limit=1.0,
+        label="spread, logarithmic",
+    )
     pictures.heat_maps(
         folder / "stability.png",
         {name: median(data["error"]) for name, data in found.items()},
