@@ -24,6 +24,7 @@ from benchmarks import (
 SCRIPTS = {
     "peers": throughput.peers,
     "meta_batches": throughput.meta_batches,
+    "inner_step": throughput.inner_step,
     "convolutions": convolutions.formulations,
     "pooling": convolutions.pooling,
     "task_axis": task_axis.choices,

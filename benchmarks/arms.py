@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from benchmarks.workloads import Workload
 from reptile_jax import MetaLearner, models
@@ -96,25 +97,45 @@ def obvious(workload: Workload, model: models.ConvNet, tasks, *, adam: float) ->
     return arm
 
 
-def unrolling(workload: Workload, tasks, unroll: int) -> Callable:
-    """A meta step, all tasks side by side, whose inner scan has `unroll` steps in its body."""
-    inner = workload.inner_optimizer
+def plain(
+    workload: Workload,
+    tasks,
+    at_once: int,
+    *,
+    unroll: int = 1,
+    ravel: bool = False,
+    donate: bool = True,
+) -> Callable:
+    """A batched Reptile step as plain as can be, all tasks side by side or one after another.
+
+    Args:
+      at_once: 1 for one after another, else all side by side.
+      unroll: inner steps in the body of the inner scan.
+      ravel: keep the parameters, and so the inner optimiser's state, in one array.
+      donate: let the new parameters take the place of the old.
+    """
+    inner, params, restore = workload.inner_optimizer, workload.params, lambda params: params
+    if ravel:
+        params, restore = ravel_pytree(params)
 
     def adapt(params, batches):
         def step(carry, batch):
             params, state = carry
-            grads = jax.grad(workload.loss_fn)(params, batch)
+            grads = jax.grad(lambda p: workload.loss_fn(restore(p), batch))(params)
             updates, state = inner.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), None
 
         return jax.lax.scan(step, (params, inner.init(params)), batches, unroll=unroll)[0][0]
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=0 if donate else ())
     def meta_step(params, support):
-        adapted = jax.vmap(adapt, (None, 0))(params, support)
+        if at_once == 1:
+            adapted = jax.lax.map(lambda batches: adapt(params, batches), support)
+        else:
+            adapted = jax.vmap(adapt, (None, 0))(params, support)
         return jax.tree.map(lambda p, a: p + jnp.mean(a - p[None], axis=0), params, adapted)
 
-    held = [workload.params]
+    held = [jax.tree.map(jnp.copy, params)]
 
     def arm():
         held[0] = meta_step(held[0], tasks.support)

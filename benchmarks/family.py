@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from benchmarks import arms, measure, workloads
-from reptile_jax import Task, fomaml, maml, meta_learner, reptile
+from reptile_jax import MetaLearner, Task, fomaml, maml, meta_learner, reptile
 
 FAMILY = {"Reptile": reptile, "FOMAML": fomaml, "MAML": maml}
 
@@ -18,20 +19,16 @@ def memory(quick: bool = False) -> None:
     """Time and memory of a meta step by its number of inner steps.
 
     Reptile and FOMAML keep one step's activations, whatever their number; MAML differentiates
-    through the inner loop and keeps those of all. The memory is what the compiled program asks for
-    besides its arguments and results.
+    through the inner loop and keeps those of all. Temporary memory is what the compiled program
+    asks for besides its arguments and results; beside it stands by how much a fresh process grows
+    while it takes the step, once all is compiled, where the system tells.
     """
     rounds = 2 if quick else 5
     workload = workloads.few_shot("o15")
-    batches = workload.tasks(1).support
     rows, data = [], {}
     for steps in (1, 5) if quick else (1, 5, 10, 25, 50):
-        tile = lambda leaf, steps=steps: jnp.concatenate([leaf] * -(-steps // 5), axis=1)[:, :steps]
-        tasks = Task(jax.tree.map(tile, batches), jax.tree.map(lambda leaf: leaf[:, 0], batches))
-        learners = {
-            name: meta_learner(sibling(workload.loss_fn, optax.sgd(0.01)), optax.sgd(1.0))
-            for name, sibling in FAMILY.items()
-        }
+        learners = {name: _learner(name, workload) for name in FAMILY}
+        tasks = _one_task(workload, steps)
         measured = measure.interleaved(
             {name: arms.stepping(l, workload.params, tasks) for name, l in learners.items()},
             repeats=rounds,
@@ -39,17 +36,61 @@ def memory(quick: bool = False) -> None:
         for name, learner in learners.items():
             compiled = learner.step.lower(learner.init(workload.params), tasks).compile()
             temporary = compiled.memory_analysis().temp_size_in_bytes
-            measured[name]["temporary_bytes"] = temporary
-            ms = measured[name]["median"]
-            rows.append([name, str(steps), f"{ms:.1f}", f"{temporary / 2**20:.1f}"])
+            call = f"from benchmarks import family; print(family.growth({name!r}, {steps}))"
+            grown = float(_in_a_process(call))
+            measured[name] |= {"temporary_bytes": temporary, "grown_bytes": grown}
+            cells = [f"{measured[name]['median']:.1f}", f"{temporary / 2**20:.1f}"]
+            rows.append([name, str(steps), *cells, f"{grown / 2**20:.1f}" if grown > 0 else ""])
         data[steps] = measured
     measure.save(
         "memory",
         "A meta step of one o15 task by its number of inner steps, SGD inside and outside",
-        ["meta-gradient", "inner steps", "ms", "temporary MiB"],
+        ["meta-gradient", "inner steps", "ms", "temporary MiB", "process grows by MiB"],
         rows,
         data,
     )
+
+
+def growth(name: str, steps: int) -> int:
+    """Bytes by which this process peaks above what it held, in a meta step; -1 if not to be had."""
+    workload = workloads.few_shot("o15")
+    learner, tasks = _learner(name, workload), _one_task(workload, steps)
+    state = learner.init(workload.params)
+    compiled = learner.step.lower(state, tasks).compile()
+    try:
+        before = _status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        jax.block_until_ready(compiled(state, tasks))
+        return max(0, _status("VmHWM") - before)
+    except OSError:
+        return -1
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def _learner(name: str, workload: workloads.Workload) -> MetaLearner:
+    return meta_learner(FAMILY[name](workload.loss_fn, optax.sgd(0.01)), optax.sgd(1.0))
+
+
+def _one_task(workload: workloads.Workload, steps: int) -> Task:
+    batches = workload.tasks(1).support
+    tile = lambda leaf: jnp.concatenate([leaf] * -(-steps // 5), axis=1)[:, :steps]
+    return Task(jax.tree.map(tile, batches), jax.tree.map(lambda leaf: leaf[:, 0], batches))
+
+
+def _in_a_process(code: str, *argv: str) -> str:
+    """The last line that a fresh process prints."""
+    out = subprocess.run(
+        [sys.executable, "-c", code, *argv],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    return out.stdout.splitlines()[-1]
 
 
 _LARGE = """
@@ -81,10 +122,7 @@ def large_model(quick: bool = False) -> None:
     """
     rows, data = [], []
     for width in (500,) if quick else (1250, 2500, 5000):
-        out = subprocess.run(
-            [sys.executable, "-c", _LARGE, str(width)], capture_output=True, text=True, check=True
-        )
-        found = json.loads(out.stdout.splitlines()[-1])
+        found = json.loads(_in_a_process(_LARGE, str(width)))
         data.append(found)
         multiple = found["bytes"] / (4 * found["parameters"])
         rows.append(

@@ -137,7 +137,7 @@ def unrolled(quick: bool) -> Cells:
 
         def cell(name=name, tasks=tasks, unroll=unroll):
             workload = workloads.named(name)
-            times = _timed(arms.unrolling(workload, workload.tasks(tasks), unroll), quick)
+            times = _timed(arms.plain(workload, workload.tasks(tasks), tasks, unroll=unroll), quick)
             return _pace(times, tasks), times
 
         yield [name, f"{tasks:,}", str(unroll)], cell

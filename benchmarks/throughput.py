@@ -58,9 +58,10 @@ def peers(quick: bool = False) -> None:
             row = presets.PAPER[name]
             model, adam, rate = models.omniglot_net(row.ways), True, row.inner_rate
             inner = functools.partial(torch.optim.Adam, lr=rate, betas=(0.0, 0.999))
+        at_once = 5 if name == "sinusoid" else None
         contenders = {
-            "reptile_jax": ours(workload, tasks, at_once=5 if name == "sinusoid" else None),
-            "bare matrix products": arms.bare_products(workload, 5),
+            "reptile_jax": ours(workload, tasks, at_once),
+            "bare matrix products": arms.bare_products(workload, 5, at_once or 1),
             "PyTorch eager": torch_arms.eager(model, workload.params, tasks, inner),
             "PyTorch torch.func, vmap": torch_arms.vectorised(
                 model, workload.params, tasks, rate, adam
@@ -92,6 +93,40 @@ def peers(quick: bool = False) -> None:
         "peers",
         "One meta step of 5 tasks (o15: 5 inner steps of 10 images; sinusoid: 32 of 10 points)",
         ["arm", "median ms", "quartiles", "times reptile_jax", "... on two devices", "GFLOP/s"],
+        rows,
+        data,
+    )
+
+
+def inner_step(quick: bool = False) -> None:
+    """What is left to gain in an inner step: parameters in one array, steps unrolled, no donation.
+
+    All arms take a plain batched Reptile step with the workload's inner optimiser; the last column
+    is the time as a multiple of the first arm's.
+    """
+    rounds = 2 if quick else 9
+    ways = {
+        "a pytree, donated": {},
+        "one array": {"ravel": True},
+        "unrolled by 5": {"unroll": 5},
+        "not donated": {"donate": False},
+    }
+    rows, data = [], {}
+    races = ((workloads.few_shot("o15"), 1), (workloads.sinusoid(), 5))
+    for workload, at_once in races[1:] if quick else races:
+        tasks = workload.tasks(5)
+        measured = measure.interleaved(
+            {name: arms.plain(workload, tasks, at_once, **how) for name, how in ways.items()},
+            repeats=rounds,
+        )
+        data[workload.name] = measured
+        for name, times in measured.items():
+            ratio = measure.paired_ratio(times, next(iter(measured.values())))
+            rows.append([workload.name, name, f"{times['median']:.2f}", f"{ratio:.2f}"])
+    measure.save(
+        "inner_step",
+        "A meta step of five tasks, by how its inner step is written",
+        ["workload", "inner step", "ms", "times the first"],
         rows,
         data,
     )
@@ -142,14 +177,14 @@ def at_meta_batch(
     """One size: its row under `META_BATCH_COLUMNS`, and what was measured.
 
     `at_once` is how many tasks run side by side, in the bare products as well; by default what
-    serves a CPU: all of a few sine waves, and images one task at a time.
+    serves a CPU: up to 16 sine waves, and images one task at a time.
     """
     chunk = at_once or (min(number, 16) if workload.name == "sinusoid" else 1)
     tasks = workload.tasks(number)
     measured = measure.interleaved(
         {
             "ours": ours(workload, tasks, chunk),
-            "bare": arms.bare_products(workload, number, at_once or 1),
+            "bare": arms.bare_products(workload, number, chunk),
         },
         repeats=rounds,
     )
