@@ -42,6 +42,18 @@ def unfinished(run):
     return any((run / "checkpoints").glob("*tmp*"))
 
 
+def stopped_in_a_save(process, run):
+    """Whether the process stands still in the middle of a save; else it goes on."""
+    if not unfinished(run):
+        return False
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(0.01)
+    if unfinished(run):
+        return True
+    os.kill(process.pid, signal.SIGCONT)
+    return False
+
+
 def test_a_run_killed_again_and_again_is_the_one_left_alone(processes, tmp_path):
     config = dataclasses.replace(tiny_run.CONFIG, meta_steps=10 * KILLS + 10, save_every=1)
     alone = runs.create(tmp_path / "alone", "tiny", config)
@@ -61,7 +73,7 @@ def test_a_run_killed_again_and_again_is_the_one_left_alone(processes, tmp_path)
         if kills == KILLS:
             break
         if kills % 2 == 0:
-            wait_for(lambda: unfinished(killed), process)
+            wait_for(lambda process=process: stopped_in_a_save(process, killed), process)
         elif rng.random() < 0.3:  # before there is anything, or while it restores or compiles
             time.sleep(rng.uniform(0, 1))
         else:

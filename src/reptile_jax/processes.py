@@ -165,7 +165,7 @@ def _mesh(sharing: Sharing, share: bool) -> Mesh | None:
             f"the processes have unequal numbers of devices, {numbers}: give each the same "
             "--devices, on hosts that are alike."
         )
-    check_told_the_same(number)
+    check_told_the_same(f"--devices {number}")
     if number * jax.process_count() == 1:
         return None
     first = lambda process: jax.local_devices(process)[:number]
