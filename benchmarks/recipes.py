@@ -2,7 +2,7 @@
 
     python -m benchmarks recipes --data DIR [--meta-steps 2000] [--only NAME ...]
 
-Each is o15 with a few values changed. The scores are on the last 100 characters of the 1,200 for
+Each is o15 with something changed. The scores are on the last 100 characters of the 1,200 for
 training, kept apart with all their rotations: no test character has a part in the choice.
 """
 
@@ -10,33 +10,126 @@ import argparse
 import dataclasses
 import functools
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks import arm_files, measure
 from benchmarks.time_to_accuracy import keep_apart
 from reptile_jax import datasets, evaluate, fewshot, omniglot, presets, processes
 from reptile_jax.devices import Mesh
 from reptile_jax.fewshot_run import held_out_tasks, problem_of, training_tasks
+from reptile_jax.reptile import MetaGradient, inner_loop, meta_learner, reptile
+from reptile_jax.task_axis import Params, TaskGradient
 from reptile_jax.train import train
 
+Config = presets.FewShotImages
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a training differs from o15's; by default in nothing."""
+
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the configuration
+    outer: Callable[[Config], optax.GradientTransformation] | None = None
+    inner: Callable[[Config], optax.GradientTransformation] | None = None
+    meta_gradient: Callable[..., MetaGradient] = reptile  # of a loss and the inner optimiser
+    start: Callable[[Params], Params] = lambda params: params  # of the parameters as initialised
+    averaged: bool = False  # scores the mean of the parameters over the second half of training
+
+
+def _annealed(config: Config) -> optax.Schedule:
+    return optax.linear_schedule(config.meta_rate, config.meta_rate_final, config.meta_steps)
+
+
+def _cosine(config: Config) -> optax.GradientTransformation:
+    return optax.sgd(optax.cosine_decay_schedule(config.meta_rate, config.meta_steps))
+
+
+def _adam(config: Config) -> optax.GradientTransformation:
+    return optax.adam(_annealed(config))
+
+
+def _head_left_alone(config: Config) -> optax.GradientTransformation:
+    not_learned = optax.masked(optax.set_to_zero(), lambda params: _marked(params, True, False))
+    return optax.chain(optax.sgd(_annealed(config)), not_learned)
+
+
+def _marked(params: Params, head: Any, rest: Any) -> Params:
+    """A tree like the parameters', with `head` at the classifier's leaves and `rest` elsewhere."""
+    return jax.tree.map_with_path(
+        lambda path, _: head if "Dense_0" in jax.tree_util.keystr(path) else rest, params
+    )
+
+
+def _zero_head(params: Params) -> Params:
+    return jax.tree.map(jnp.multiply, params, _marked(params, 0.0, 1.0))
+
+
+def _inner_from(first: float) -> Callable[[Config], optax.GradientTransformation]:
+    """The presets' inner Adam, its rate annealed from `first` to theirs over the whole training.
+
+    The count of steps is in the inner state: training hands it on, evaluation starts from it.
+    """
+
+    def inner(config: Config) -> optax.GradientTransformation:
+        rate = optax.linear_schedule(
+            -first, -config.inner_rate, config.meta_steps * config.inner_steps
+        )
+        rms = optax.scale_by_rms(0.999, 1e-8, eps_in_sqrt=False, bias_correction=True)
+        return optax.chain(rms, optax.scale_by_schedule(rate))
+
+    return inner
+
+
+def _later_steps(first: float) -> Callable[..., MetaGradient]:
+    """Reptile in which the first inner step's update counts `first` times."""
+
+    def meta_gradient(loss_fn, inner_optimizer):
+        adapt = functools.partial(inner_loop, loss_fn, inner_optimizer)
+
+        def estimate(params, opt_state, task):
+            head = jax.tree.map(lambda leaf: leaf[:1], task.support)
+            tail = jax.tree.map(lambda leaf: leaf[1:], task.support)
+            one = adapt(params, head, opt_state)
+            end = adapt(one.params, tail, one.opt_state)
+            weigh = lambda start, after, last: first * (start - after) + (after - last)
+            delta = jax.tree.map(weigh, params, one.params, end.params)
+            return TaskGradient(delta, end.opt_state, jnp.concatenate([one.losses, end.losses]))
+
+        return MetaGradient(inner_optimizer.init, estimate)
+
+    return meta_gradient
+
+
 _MOMENTUM = {"meta_momentum": 0.9}
-RECIPES: dict[str, dict[str, Any]] = {
-    "the paper": {},
-    "outer step 2": {"meta_rate": 2.0},
-    "momentum 0.9, outer step 0.1": {**_MOMENTUM, "meta_rate": 0.1},
-    "momentum 0.9, outer step 0.3": {**_MOMENTUM, "meta_rate": 0.3},
-    "momentum 0.9, outer step 0.7": {**_MOMENTUM, "meta_rate": 0.7},
-    "momentum 0.5": {"meta_momentum": 0.5},
-    "inner rate 0.0005": {"inner_rate": 5e-4},
-    "inner rate 0.002": {"inner_rate": 2e-3},
-    "inner rate 0.004": {"inner_rate": 4e-3},
-    "ten inner steps": {"inner_steps": 10},
-    "a meta-batch of two": {"meta_batch": 2},
-    "a meta-batch of ten": {"meta_batch": 10},
+RECIPES: dict[str, Recipe] = {
+    "the paper": Recipe(),
+    "outer step 2": Recipe({"meta_rate": 2.0}),
+    "momentum 0.9, outer step 0.1": Recipe({**_MOMENTUM, "meta_rate": 0.1}),
+    "momentum 0.9, outer step 0.3": Recipe({**_MOMENTUM, "meta_rate": 0.3}),
+    "momentum 0.9, outer step 1": Recipe(_MOMENTUM),
+    "Adam outside, 0.001": Recipe({"meta_rate": 1e-3}, outer=_adam),
+    "Adam outside, 0.003": Recipe({"meta_rate": 3e-3}, outer=_adam),
+    "outer step by a cosine": Recipe(outer=_cosine),
+    "outer step kept, iterates averaged": Recipe({"meta_rate_final": 1.0}, averaged=True),
+    "inner rate 0.002": Recipe({"inner_rate": 2e-3}),
+    "inner rate 0.004": Recipe({"inner_rate": 4e-3}),
+    "inner rate from 0.004 to 0.001": Recipe(inner=_inner_from(4e-3)),
+    "ten inner steps": Recipe({"inner_steps": 10}),
+    "a meta-batch of one": Recipe({"meta_batch": 1}),
+    "a meta-batch of two": Recipe({"meta_batch": 2}),
+    "a meta-batch of ten": Recipe({"meta_batch": 10}),
+    "inner state carried": Recipe({"inner_state": "carried"}),
+    "first inner step left out": Recipe(meta_gradient=_later_steps(0.0)),
+    "first inner step doubled": Recipe(meta_gradient=_later_steps(2.0)),
+    "head not meta-learned": Recipe(outer=_head_left_alone),
+    "head not meta-learned, of zeros": Recipe(outer=_head_left_alone, start=_zero_head),
 }
 
 
@@ -55,13 +148,17 @@ def main(argv: list[str]) -> int:
     with processes.joined(processes.Sharing(args.devices), None) as (mesh, _):
         splits = keep_apart(omniglot.load_omniglot(args.data), 100)
         rows, data = [], {}
-        for name, changes in RECIPES.items():
-            config = recipe(changes, args.meta_steps)
-            settings = {**dataclasses.asdict(config), "held-out tasks": args.tasks}
-            folder, arm = measure.RESULTS / "recipes", name.replace(", ", "-").replace(" ", "-")
+        for name, recipe in RECIPES.items():
+            config = configured(recipe, args.meta_steps)
+            settings = {
+                "recipe": name,
+                **dataclasses.asdict(config),
+                "held-out tasks": args.tasks,
+            }
+            folder, arm = measure.RESULTS / "recipes", name.replace(",", "").replace(" ", "-")
             found = arm_files.stored(folder, arm, settings)
             if found is None and name in args.only:
-                measured = functools.partial(tried, config, splits, args.tasks, mesh)
+                measured = functools.partial(tried, recipe, config, splits, args.tasks, mesh)
                 found = arm_files.run(folder, arm, settings, measured)
             if found is not None:
                 data[name] = found
@@ -79,41 +176,55 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def recipe(changes: dict[str, Any], meta_steps: int) -> presets.FewShotImages:
+def configured(recipe: Recipe, meta_steps: int) -> Config:
     """o15 with its changes, over as many inner gradients as o15 has in `meta_steps`."""
     start = dataclasses.replace(presets.PAPER["o15"], meta_steps=meta_steps)
-    config = dataclasses.replace(start, **changes)
+    config = dataclasses.replace(start, **recipe.changes)
     gradients = lambda config: config.meta_batch * config.inner_steps
     steps = meta_steps * gradients(start) // gradients(config)
     return dataclasses.replace(config, meta_steps=max(1, steps))
 
 
 def tried(
-    config: presets.FewShotImages,
+    recipe: Recipe,
+    config: Config,
     splits: datasets.ImageSplits,
     num_tasks: int,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
-    """Trains as configured and scores: per cent, by the use of batch norm, with intervals."""
+    """Trains by a recipe and scores: per cent, by the use of batch norm, with intervals."""
     problem = problem_of(config, mesh)
+    inner = recipe.inner(config) if recipe.inner else problem.inner_optimizer
+    learner = problem.learner
+    if recipe.inner or recipe.outer or recipe.meta_gradient is not reptile:
+        learner = meta_learner(
+            recipe.meta_gradient(problem.loss_fn, inner),
+            recipe.outer(config) if recipe.outer else optax.sgd(_annealed(config)),
+            inner_state=config.inner_state,
+            mesh=mesh,
+        )
+    first = learner.init(recipe.start(problem.first_state().params))
     root, begin = jax.random.key(config.seed), time.perf_counter()
-    for state, _ in train(  # noqa: B007
-        problem.learner,
-        problem.first_state(),
+    total, number = jax.tree.map(jnp.zeros_like, first.params), 0
+    for state, _ in train(
+        learner,
+        first,
         training_tasks(config, splits),
         jax.random.fold_in(root, 1),
         until=config.meta_steps,
         meta_batch=config.meta_batch,
         steps_per_dispatch=config.steps_per_dispatch,
     ):
-        pass
+        if recipe.averaged and int(state.step) > config.meta_steps // 2:
+            total, number = jax.tree.map(jnp.add, total, state.params), number + 1
     jax.block_until_ready(state)
     seconds = time.perf_counter() - begin
+    params = jax.tree.map(lambda leaf: leaf / number, total) if number else state.params
     result = evaluate.evaluate(
         problem.loss_fn,
         fewshot.accuracy(problem.model.apply),
-        problem.inner_optimizer,
-        state.params,
+        inner,
+        params,
         held_out_tasks(config, splits),
         jax.random.key(1),
         num_tasks=num_tasks,
