@@ -294,7 +294,7 @@ def test_presets_are_the_papers_rows(capsys):
     assert set(presets.PAPER) == {
         name + mode for name in ("o15", "o55", "o120", "o520", "m15", "m55") for mode in ("", "t")
     }
-    for name in presets.PAPER:
+    for name in presets.ALL:
         assert f" {name} " in printed
     assert presets.PAPER["o520t"] == presets.FewShotImages(
         ways=20,

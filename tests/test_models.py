@@ -34,6 +34,16 @@ def test_kernels_start_glorot_uniform_and_biases_at_zero():
     assert not np.asarray(params["Conv_1"]["bias"]).any()
 
 
+def test_the_classifier_is_marked_and_may_start_at_zero():
+    net = models.omniglot_net(5).clone(classifier_init=jax.nn.initializers.zeros)
+    params = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    marked = models.classifier(params)
+    kernels = jax.tree.map(lambda mark, leaf: leaf.shape if mark else None, marked, params)
+    assert jax.tree.leaves(kernels) == [5, 256, 5]  # the bias's shape, and the kernel's
+    assert not params["params"]["Dense_0"]["kernel"].any()
+    assert params["params"]["Conv_0"]["kernel"].all()
+
+
 def test_a_block_is_convolution_norm_pool_and_relu_in_the_papers_order():
     images = jax.random.uniform(jax.random.key(1), (3, 7, 7, 3))
     net = models.ConvNet(ways=4, features=6, pool=True, blocks=1)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import recipes
 
-from reptile_jax import Task, models, presets, reptile
+from reptile_jax import Batch, Task, fewshot_run, models, presets, reptile
 
 
 def test_recipes_get_as_many_inner_gradients():
@@ -36,16 +36,29 @@ def test_later_steps_is_reptile_with_another_weight_on_the_first_update():
     np.testing.assert_allclose(delta[1].gradient - delta[0].gradient, first, rtol=1e-6)
 
 
-def test_a_head_left_alone_stays_and_the_rest_moves():
-    config = presets.FewShotImages(size=8, meta_steps=2)
+def test_a_classifier_at_zero_stays_there_outside_and_learns_inside():
+    config = presets.FewShotImages(size=8, classifier="zero", meta_momentum=0.9)
+    problem = fewshot_run.problem_of(config)
+    images = jax.random.uniform(jax.random.key(0), (2, 1, 5, 8, 8, 1))
+    batch = Batch(images, jnp.broadcast_to(jnp.arange(5), (2, 1, 5)))
+    tasks = Task(jax.tree.map(lambda leaf: leaf.repeat(3, axis=1), batch))  # three steps of it
+    start = problem.first_state().params["params"]
+    with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
+        state, info = problem.learner.step(problem.first_state(), tasks)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(state.params["params"]["Dense_0"]))
+    assert (state.params["params"]["Conv_0"]["kernel"] != start["Conv_0"]["kernel"]).any()
+    np.testing.assert_allclose(info.losses[:, 0], np.log(5), rtol=1e-6)
+    assert (info.losses[:, 2] < info.losses[:, 0]).all()
+
+
+def test_a_classifier_left_as_initialised_stays_and_the_rest_moves():
     params = models.omniglot_net(5).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    start = recipes._zero_head(params)
-    outer = recipes._head_left_alone(config)
-    updates, _ = outer.update(jax.tree.map(jnp.ones_like, start), outer.init(start), start)
-    moved = optax.apply_updates(start, updates)
-    assert not any(leaf.any() for leaf in jax.tree.leaves(moved["params"]["Dense_0"]))
+    outer = recipes._classifier_left_alone(presets.FewShotImages(size=8, meta_steps=2))
+    updates, _ = outer.update(jax.tree.map(jnp.ones_like, params), outer.init(params), params)
+    moved = optax.apply_updates(params, updates)["params"]
+    chex.assert_trees_all_equal(moved["Dense_0"], params["params"]["Dense_0"])
     kernel = params["params"]["Conv_0"]["kernel"]
-    np.testing.assert_allclose(moved["params"]["Conv_0"]["kernel"], kernel - 1, rtol=1e-6)
+    np.testing.assert_allclose(moved["Conv_0"]["kernel"], kernel - 1, rtol=1e-6)
 
 
 def test_an_inner_rate_is_annealed_over_all_inner_steps_and_ends_at_the_presets():

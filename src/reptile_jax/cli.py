@@ -140,7 +140,7 @@ def _train(argv: list[str]) -> None:
             f"train what? sinusoid, {', '.join(starts)}, or --preset with a row of the paper; got "
             f"{what or 'nothing'}."
         )
-    config = presets.PAPER[name or starts[what or "omniglot"]]
+    config = presets.ALL[name or starts[what or "omniglot"]]
     if what is not None:
         if name and what != config.dataset:
             raise ValueError(f"preset {name} is for {config.dataset}, not {what}.")
@@ -206,8 +206,8 @@ def _take_preset(argv: list[str]) -> tuple[str | None, list[str]]:
         if word == "--preset" or word.startswith("--preset="):
             joined = "=" in word
             values = [word.partition("=")[2]] if joined else argv[index + 1 : index + 2]
-            if not values or values[0] not in presets.PAPER:
-                raise ValueError(f"--preset is one of {', '.join(presets.PAPER)}.")
+            if not values or values[0] not in presets.ALL:
+                raise ValueError(f"--preset is one of {', '.join(presets.ALL)}.")
             return values[0], argv[:index] + argv[index + (1 if joined else 2) :]
     return None, argv
 
@@ -293,11 +293,11 @@ def _download(argv: list[str]) -> None:
 def _presets(argv: list[str]) -> None:
     if argv:
         raise ValueError(f"presets takes no arguments, got {' '.join(argv)}.")
-    rows = {name: dataclasses.asdict(config) for name, config in presets.PAPER.items()}
+    rows = {name: dataclasses.asdict(config) for name, config in presets.ALL.items()}
     fields = [field.name for field in dataclasses.fields(presets.FewShotImages)]
     varying = [f for f in fields if len({row[f] for row in rows.values()}) > 1]
     report.table(
-        "The paper's rows (Nichol et al. 2018, appendix A)",
+        "The paper's rows (Nichol et al. 2018, appendix A), and below them what goes beyond",
         ["preset", *(field.replace("_", " ") for field in varying)],
         [[name, *(str(row[f]) for f in varying)] for name, row in rows.items()],
     )

@@ -35,22 +35,38 @@ def problem_of(config: presets.FewShotImages, mesh: Mesh | None = None) -> runs.
     """The network, the optimisers and the learner of a configuration."""
     net = models.omniglot_net if config.size < 64 else models.mini_imagenet_net
     model = net(config.ways)
+    if config.classifier == "zero":
+        model = model.clone(classifier_init=jax.nn.initializers.zeros)
     # Adam with β1 = 0, without its useless first moment.
     inner = optax.chain(
         optax.scale_by_rms(decay=0.999, eps=1e-8, eps_in_sqrt=False, bias_correction=True),
         optax.scale(-config.inner_rate),
     )
     loss_fn = models.cross_entropy(model.apply)
-    anneal = optax.linear_schedule(config.meta_rate, config.meta_rate_final, config.meta_steps)
-    outer = optax.sgd(anneal, config.meta_momentum or None, nesterov=True)
     learner = meta_learner(
-        reptile(loss_fn, inner), outer, inner_state=config.inner_state, mesh=mesh
+        reptile(loss_fn, inner),
+        outer_optimizer(config),
+        inner_state=config.inner_state,
+        mesh=mesh,
     )
     images = jnp.zeros((1, config.size, config.size, 1 if config.color == "grey" else 3))
     # Jitted, as all that is drawn at the start: one program compiles faster than each operation.
     init_key = jax.random.fold_in(jax.random.key(config.seed), 0)
     first_state = lambda: learner.init(jax.jit(model.init)(init_key, images))
     return runs.Problem(model, loss_fn, inner, learner, first_state)
+
+
+def meta_rate(config: presets.FewShotImages) -> optax.Schedule:
+    """ε over the meta steps of a configuration."""
+    return optax.linear_schedule(config.meta_rate, config.meta_rate_final, config.meta_steps)
+
+
+def outer_optimizer(config: presets.FewShotImages) -> optax.GradientTransformation:
+    """The meta-optimiser of a configuration."""
+    sgd = optax.sgd(meta_rate(config), config.meta_momentum or None, nesterov=True)
+    if config.classifier == "zero":  # where it was initialised, and stays
+        return optax.chain(optax.masked(optax.set_to_zero(), models.classifier), sgd)
+    return sgd
 
 
 def load_data(config: presets.FewShotImages, data: Path) -> datasets.ImageSplits:

@@ -87,12 +87,14 @@ class ConvNet(nn.Module):
 
     The paper's two networks (section 6.1, released code): `omniglot_net` halves the image by the
     stride, `mini_imagenet_net` by max-pooling before the ReLU. Kernels start Glorot-uniform.
+    `classifier` marks the linear classifier's parameters.
     """
 
     ways: int
     features: int = 64
     pool: bool = False
     blocks: int = 4
+    classifier_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -105,7 +107,12 @@ class ConvNet(nn.Module):
                 x = layers.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
             x = nn.relu(x)
         x = x.reshape(x.shape[0], -1)
-        return nn.Dense(self.ways, kernel_init=nn.initializers.glorot_uniform())(x)
+        return nn.Dense(self.ways, kernel_init=self.classifier_init)(x)
+
+
+def classifier(params: Params) -> Params:
+    """A tree like the parameters of a `ConvNet`: True at its linear classifier, else False."""
+    return jax.tree.map_with_path(lambda path, _: "Dense_0" in jax.tree_util.keystr(path), params)
 
 
 def omniglot_net(ways: int) -> ConvNet:

@@ -6,10 +6,12 @@ Adam does not feel the difference; a plain-SGD rate of the paper is multiplied b
 
 import dataclasses
 import math
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 from reptile_jax.reptile import InnerState
 from reptile_jax.tasks import check_integers
+
+Classifier: TypeAlias = Literal["learned", "zero"]
 
 # The config.json of an older run lacks the fields that came later. Their defaults are what was done
 # before, so that it goes on as it began.
@@ -52,6 +54,7 @@ class FewShotImages:
     inner_steps: int = 5
     inner_rate: float = 1e-3  # of Adam with β1 = 0
     inner_state: InnerState = "averaged"  # where inner optimisers start; the original: carried
+    classifier: Classifier = "learned"  # where a task's starts: meta-learned as the rest, or zero
     meta_batch: int = 5  # tasks in a meta step
     meta_steps: int = 100_000
     meta_rate: float = 1.0  # ε at the start
@@ -125,4 +128,12 @@ def _rows() -> dict[str, FewShotImages]:
     return dict(sorted((rows | transductive).items()))
 
 
+def _beyond() -> dict[str, FewShotImages]:
+    whole = dataclasses.replace(FewShotImages(), classifier="zero", inner_rate=4e-3)
+    return {"o15-zero": whole, "o15-zero-quarter": dataclasses.replace(whole, meta_steps=25_000)}
+
+
 PAPER: dict[str, FewShotImages] = _rows()
+# Not of the paper: o15 with a classifier that starts every task at zero and a larger inner rate.
+BEYOND: dict[str, FewShotImages] = _beyond()
+ALL = PAPER | BEYOND
