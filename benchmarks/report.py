@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_questions, measure, plots, time_to_accuracy
+from benchmarks import gpu_questions, measure, plots, recipes, time_to_accuracy
 
 README = Path(__file__).parent / "README.md"
 _START, _END = "<!-- tables -->", "<!-- end of tables -->"
@@ -40,7 +40,8 @@ def reading(name: str, scripts: Mapping[str, Callable]) -> str:
     elif name.startswith("gpu_") and question:
         script = question.cells
     else:
-        script = time_to_accuracy.measured if name.startswith("time_to_accuracy") else None
+        families = {"time_to_accuracy": time_to_accuracy.measured, "recipes": recipes.main}
+        script = next((s for start, s in families.items() if name.startswith(start)), None)
     return " ".join((inspect.getdoc(script) or "").split()) if script else ""
 
 
