@@ -27,6 +27,7 @@ from benchmarks.paper_report import RESULTS
 from reptile_jax import fewshot_run, presets, processes, runs, sinusoid_run
 from reptile_jax.devices import Mesh
 from reptile_jax.json_files import write_json
+from reptile_jax.reptile import InnerState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Options:
     runs: Path = Path("runs/paper")  # folder of the trainings
     seed: int = 0  # of the training
     meta_steps: int | None = None  # fewer than the paper's; published under a name that says so
+    inner_state: InnerState | None = None  # another than the preset's, likewise
     eval_tasks: int = 10_000  # of each row
     devices: int | None = None  # that share the tasks; by default as `reptile-jax train` has it
 
@@ -46,16 +48,19 @@ Training: TypeAlias = Callable[[Options, Mesh | None], None]
 
 
 def few_shot(preset: str, rows: tuple[str, ...]) -> Training:
-    """One training of a preset, evaluated for each of the paper's `rows` that it serves."""
+    """One training of a preset, evaluated as each of the paper's `rows` that it serves."""
 
     def run(options: Options, mesh: Mesh | None = None) -> None:
         config = dataclasses.replace(
-            presets.PAPER[preset], seed=options.seed, eval_tasks=options.eval_tasks
+            presets.ALL[preset], seed=options.seed, eval_tasks=options.eval_tasks
         )
         name = preset
+        if options.inner_state is not None:
+            config = dataclasses.replace(config, inner_state=options.inner_state)
+            name = f"{name}-{options.inner_state}"
         if options.meta_steps is not None:
             config = dataclasses.replace(config, meta_steps=options.meta_steps)
-            name = f"{preset}-{options.meta_steps}-steps"
+            name = f"{name}-{options.meta_steps}-steps"
         folder = options.runs / f"{name}-seed{options.seed}"
         trained(config, folder, options.data, mesh)
         for row in rows:
@@ -65,9 +70,10 @@ def few_shot(preset: str, rows: tuple[str, ...]) -> Training:
             asked = dataclasses.replace(config, **changes)
             result = scored(asked, folder, options.data, changes, mesh)
             publish(
-                f"{name.replace(preset, row)}-seed{options.seed}",
+                f"{row}{name.removeprefix(rows[0])}-seed{options.seed}",
                 {
-                    "row": row if options.meta_steps is None else None,
+                    "row": row if preset == rows[0] and options.meta_steps is None else None,
+                    "preset": preset,
                     "accuracy": result["accuracy"],
                     "tasks": result["tasks"],
                     "meta steps": result["meta steps"],
@@ -101,12 +107,13 @@ def scored(
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """The result of the evaluation that `config` asks for, which is done if it was not before."""
-    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
 
     def find() -> dict[str, Any] | None:
         paths = [*folder.glob("results*.json"), *folder.glob("evaluation*.json")]
         found = (json.loads(path.read_text()) for path in paths)
-        return next((result for result in found if result["config"] == wanted), None)
+        # Fields that are younger than a result have their defaults in it.
+        asked = lambda result: presets.FewShotImages(**result["config"]) == config
+        return next((result for result in found if asked(result)), None)
 
     if (result := find()) is None:
         fewshot_run.score(folder, data, mesh, **changes)
@@ -229,6 +236,7 @@ def publish(name: str, content: dict[str, Any]) -> None:
 TRAININGS: dict[str, Training] = {
     "o15": few_shot("o15", ("o15", "o55")),
     "o120": few_shot("o120", ("o120", "o520")),
+    **{preset: few_shot(preset, ("o15", "o55")) for preset in presets.BEYOND},
     "sinusoid": sinusoids,
     "m15-made": mini_imagenet_made,
 }
