@@ -64,9 +64,10 @@ def few_shot(preset: str, rows: tuple[str, ...]) -> Training:
         folder = options.runs / f"{name}-seed{options.seed}"
         trained(config, folder, options.data, mesh)
         for row in rows:
-            changes = {
-                field: getattr(presets.PAPER[row], field) for field in ("shots", "eval_batch")
-            }
+            fields = ("ways", "shots", "eval_batch")
+            changes = {field: getattr(presets.PAPER[row], field) for field in fields}
+            # At more ways than in training, fewer tasks, with as many query images in all.
+            changes["eval_tasks"] = config.eval_tasks * config.ways // changes["ways"]
             asked = dataclasses.replace(config, **changes)
             result = scored(asked, folder, options.data, changes, mesh)
             publish(
@@ -236,7 +237,7 @@ def publish(name: str, content: dict[str, Any]) -> None:
 TRAININGS: dict[str, Training] = {
     "o15": few_shot("o15", ("o15", "o55")),
     "o120": few_shot("o120", ("o120", "o520")),
-    **{preset: few_shot(preset, ("o15", "o55")) for preset in presets.BEYOND},
+    **{preset: few_shot(preset, ("o15", "o55", "o120")) for preset in presets.BEYOND},
     "sinusoid": sinusoids,
     "m15-made": mini_imagenet_made,
 }

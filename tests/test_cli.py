@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 import signal
+from pathlib import Path
 
 import chex
 import jax
@@ -286,6 +287,44 @@ def test_download_shows_where_the_files_are(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cli.download, "download_omniglot", download_omniglot)
     assert cli.main(["download", "omniglot", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "images_background.zip")
+
+
+def test_a_classifier_at_zero_is_one_for_any_number_of_ways(pictures, tmp_path, capsys):
+    argv = [*SMALL, "--classifier", "zero", "--test-fraction", "0.5", "--meta-steps", "40"]
+    assert cli.main(["train", "images", "--data", str(pictures), *argv, "--out", "zero"]) == 0
+    argv = ["--ways", "4", "--eval-batch", "8", "--eval-steps", "20"]
+    assert cli.main(["evaluate", "zero", "--data", str(pictures), *argv]) == 0
+    results = json.loads((tmp_path / "zero" / "evaluation.json").read_text())
+    means = results["accuracy"]["non-transductive"]["mean"]
+    assert means[0] == 0.25  # all logits are zero, and one class in four comes first
+    assert means[-1] > 0.7
+    assert results["config"]["ways"] == 4
+    (_, two), (_, four) = (fewshot_run._for_ways(Path("zero"), ways) for ways in (2, 4))
+    for one, other in zip(*map(jax.tree.leaves, (two, four)), strict=True):
+        if one.shape == other.shape:
+            np.testing.assert_array_equal(one, other)
+        else:
+            np.testing.assert_allclose(one.mean(-1), other.mean(-1), rtol=1e-6)
+            assert other.shape == (*one.shape[:-1], 4)
+    support, query = tmp_path / "support", tmp_path / "query"
+    query.mkdir()
+    for number in (1, 4, 6):
+        files = sorted((pictures / f"class{number}").iterdir())
+        (support / f"class{number}").mkdir(parents=True)
+        shutil.copy(files[-1], query / f"class{number}.png")
+        for file in files[:4]:
+            shutil.copy(file, support / f"class{number}")
+    capsys.readouterr()
+    argv = ["--support", str(support), "--query", str(query), "--json", "-"]
+    assert cli.main(["adapt", "zero", *argv]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert [len(answer["probabilities"]) for answer in answers] == [3, 3, 3]
+    assert [answer["class"] for answer in answers] == ["class1", "class4", "class6"]
+
+
+def test_a_meta_learned_classifier_keeps_its_ways(trained, pictures, capsys):
+    assert cli.main(["evaluate", str(trained), "--data", str(pictures), "--ways", "1"]) == 1
+    assert "trained for 2 ways, and its classifier is meta-learned" in capsys.readouterr().err
 
 
 def test_presets_are_the_papers_rows(capsys):

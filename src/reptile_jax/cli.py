@@ -221,6 +221,7 @@ class _EvaluateOptions:
     eval_batch: int | None = None
     inner_rate: float | None = None  # of the inner optimiser
     transductive: bool | None = None  # which of the two scores is named the score
+    ways: int | None = None  # classes of each task; of a run with --classifier zero
     shots: int | None = None  # support images of each class
     query_shots: int | None = None  # query images of each class
     seed: int | None = None  # of the tasks drawn

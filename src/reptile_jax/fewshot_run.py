@@ -145,12 +145,14 @@ def resume(
 
 
 def score(run: Path, data: Path, mesh: Mesh | None = None, **changes: Any) -> evaluate.Evaluation:
-    """Scores a trained run on held-out classes; `changes` replace fields of its configuration."""
+    """Scores a trained run on held-out classes; `changes` replace fields of its configuration.
+
+    Other `ways` than the run's are for a classifier that starts at zero.
+    """
     started = time.monotonic()
     config, splits = _open(run, data, **changes)
     processes.check_told_the_same(config)
-    problem = problem_of(config)
-    state = runs.restore(run, problem)
+    problem, state = _for_ways(run, config.ways)
     return _score(config, problem, state, run, "evaluation", splits, started, mesh)
 
 
@@ -160,6 +162,35 @@ def _open(
     config = dataclasses.replace(_few_shot_config(run), **changes)
     presets.check(config)
     return config, _same_classes(run, load_data(config, data))
+
+
+def _for_ways(run: Path, ways: int) -> tuple[runs.Problem, MetaState]:
+    """A trained run's problem and state for tasks of `ways` classes.
+
+    A classifier that starts at zero is one for any number of classes. What the inner optimiser
+    holds of it is averaged over the run's classes, between which nothing tells: they are drawn in
+    a uniform order.
+    """
+    config = _few_shot_config(run)
+    problem = problem_of(config)
+    state = runs.restore(run, problem)
+    if ways == config.ways:
+        return problem, state
+    if config.classifier != "zero":
+        raise ValueError(
+            f"{run} was trained for {config.ways} ways, and its classifier is meta-learned with "
+            f"the rest: tasks have {config.ways} classes, not {ways}. A run trained with "
+            "--classifier zero takes any number."
+        )
+    problem = problem_of(dataclasses.replace(config, ways=ways))
+    like = jax.eval_shape(problem.first_state)
+    # Only the classifier's leaves have another shape, and their last axis is the classes'.
+    resized = lambda leaf, like: (
+        leaf
+        if leaf.shape == like.shape
+        else jnp.broadcast_to(leaf.mean(-1, keepdims=True), like.shape)
+    )
+    return problem, jax.tree.map(resized, state, like)
 
 
 def _train(
@@ -278,7 +309,8 @@ def adapt(
 
     Args:
       run: the folder of the run.
-      support: a folder with one folder of images per class, at most as many as the run's ways.
+      support: a folder with one folder of images per class: at most as many as the run's ways, or
+        any number if its classifier starts at zero.
       query: a folder of images.
       transductive: normalise all query images together, without the support set. It helps when
         they are many and spread evenly over the classes; else each is normalised with the support
@@ -289,19 +321,18 @@ def adapt(
       "probabilities" by class.
     """
     config = _few_shot_config(run)
-    problem = problem_of(config)
-    state = runs.restore(run, problem)
     classes = datasets.class_folders(support)
     names = list(classes)
     if not names:
         raise ValueError(f"{support} holds no folders: give one folder of images per class.")
-    if len(names) > config.ways:
+    if len(names) > config.ways and config.classifier != "zero":
         raise ValueError(
             f"{support} has {len(names)} classes, but {run} was trained for {config.ways} ways: "
-            "give that many classes or fewer, or train with more --ways."
+            "give that many classes or fewer, or train with more --ways, or --classifier zero."
         )
     if empty := [name for name, files in classes.items() if not files]:
         raise ValueError(f"these classes in {support} hold no images: {', '.join(empty)}.")
+    problem, state = _for_ways(run, len(names) if config.classifier == "zero" else config.ways)
     read = lambda files: jnp.asarray(_read(config, files), jnp.float32) / 255
     labels = [label for label, name in enumerate(names) for _ in classes[name]]
     given = Batch(read(list(itertools.chain(*classes.values()))), jnp.array(labels, jnp.int32))
