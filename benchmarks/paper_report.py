@@ -1,16 +1,18 @@
 """The README's tables and pictures of the paper's results, from the JSON alone."""
 
+import itertools
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from scipy import stats
 
-from reptile_jax import plots
+from reptile_jax import plots, presets
+from reptile_jax.reptile import InnerState
 
 RESULTS = Path(__file__).parent / "results" / "paper"
 README = Path(__file__).parent.parent / "README.md"
@@ -46,6 +48,8 @@ def write() -> None:
     found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     if any(result.get("row") for result in found.values()):
         replace("paper's rows", rows_table(found))
+    if lines := beyond_table(found):
+        replace("beyond the paper", lines)
     if lines := sinusoid_table(found):
         replace("sine waves over seeds", lines)
     draw_learning_curves(found)
@@ -62,26 +66,68 @@ def replace(part: str, lines: list[str]) -> None:
 
 
 def rows_table(found: dict[str, Any]) -> list[str]:
-    """The paper's rows: the paper, re-runs of its code, and ours."""
+    """The paper's rows: the paper, re-runs of its code, and ours by inner-state policy."""
     lines = [
         "| row | the paper | re-runs of its code | reptile_jax | inside | JSON |",
         "|---|---:|---:|---:|---|---|",
     ]
-    for row, published in PUBLISHED.items():
-        seeds = {name: r for name, r in found.items() if r.get("row") == row.removesuffix("t")}
+    for row, policy in itertools.product(PUBLISHED, get_args(InnerState)):
+        asked = row.removesuffix("t"), policy
+        seeds = {name: r for name, r in found.items() if (r.get("row"), _policy(r)) == asked}
         if not seeds:
             continue
-        mode = MODES["t" if row.endswith("t") else ""]
+        published, mode = PUBLISHED[row], MODES["t" if row.endswith("t") else ""]
         scores = [100 * r["accuracy"][mode]["mean"][-1] for r in seeds.values()]
-        halves = [100 * r["accuracy"][mode]["interval"][-1] for r in seeds.values()]
-        ours = ", ".join(f"{s:.2f} ± {h:.2f}" for s, h in zip(scores, halves, strict=True))
+        ours = ", ".join(_score(result, mode) for result in seeds.values())
         low, high = min(RERUNS[row]), max(RERUNS[row])
-        links = ", ".join(f"[{name}](benchmarks/results/paper/{name}.json)" for name in seeds)
+        label = row if policy == presets.PAPER[asked[0]].inner_state else f"{row}, {policy}"
         lines.append(
-            f"| {row} | {published[0]:.2f} ± {published[1]:.2f} | {low:.2f} to {high:.2f} | {ours} "
-            f"| {_verdict(scores, low, high)} | {links} |"
+            f"| {label} | {published[0]:.2f} ± {published[1]:.2f} | {low:.2f} to {high:.2f} "
+            f"| {ours} | {_verdict(scores, low, high)} | {_links(seeds)} |"
         )
     return lines
+
+
+def beyond_table(found: dict[str, Any]) -> list[str]:
+    """Whole trainings by presets that go beyond the paper, under the paper's own figures."""
+    rows, trainings = ("o15", "o55", "o120"), defaultdict(dict)
+    for name, result in found.items():
+        preset = presets.BEYOND.get(result.get("preset"))
+        if preset is not None and result["meta steps"] == preset.meta_steps:
+            row = name.partition("-")[0]
+            trainings[result["preset"], result["config"]["seed"]][row] = name
+    if not trainings:
+        return []
+    columns = [row + suffix for row in rows for suffix in MODES]
+    of_paper = [f"{PUBLISHED[column][0]:.2f}" for column in columns]
+    lines = [
+        f"| training | meta steps | {' | '.join(columns)} | JSON |",
+        "|---" + "|---:" * (1 + len(columns)) + "|---|",
+        f"| the paper's | 100,000; o120: 200,000 | {' | '.join(of_paper)} | |",
+    ]
+    for (preset, _), names in sorted(trainings.items()):
+        cells = [
+            _score(found[names[row]], mode) if row in names else ""
+            for row in rows
+            for mode in MODES.values()
+        ]
+        steps = f"{presets.BEYOND[preset].meta_steps:,}"
+        lines.append(f"| `{preset}` | {steps} | {' | '.join(cells)} | {_links(names.values())} |")
+    return lines
+
+
+def _policy(result: dict[str, Any]) -> str:
+    return result.get("config", {}).get("inner_state", presets.FewShotImages.inner_state)
+
+
+def _score(result: dict[str, Any], mode: str) -> str:
+    """The accuracy after all inner steps, in per cent, with its interval."""
+    accuracy = result["accuracy"][mode]
+    return f"{100 * accuracy['mean'][-1]:.2f} ± {100 * accuracy['interval'][-1]:.2f}"
+
+
+def _links(names: Iterable[str]) -> str:
+    return ", ".join(f"[{name}](benchmarks/results/paper/{name}.json)" for name in names)
 
 
 def _verdict(scores: list[float], low: float, high: float) -> str:
@@ -127,10 +173,10 @@ def draw_learning_curves(found: dict[str, Any]) -> None:
 
 
 def _by_training(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names of trainings, and their results by seed; rows that share a training count once."""
+    """Names of trainings, and their results by seed; a training counts as its own row alone."""
     trainings: dict[str, dict[str, Any]] = defaultdict(dict)
     for name, result in found.items():
-        if "learning curve" in result and result.get("row") not in ("o55", "o520"):
+        if "learning curve" in result and name.startswith(result.get("preset", "")):
             training, _, seed = name.partition("-seed")
             trainings[training][f"seed {seed}" if seed else training] = result
     yield from trainings.items()

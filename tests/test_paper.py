@@ -40,6 +40,36 @@ def test_rows_stand_against_the_paper_and_the_band_of_its_reruns():
     assert "99.60 ± 0.20 | 0.07 above" in lines[5]
 
 
+def test_another_inner_state_has_rows_of_its_own():
+    carried = result("o15", 97.7, 95.4, config={"inner_state": "carried"})
+    averaged = result("o15", 97.3, 95.3, config={"inner_state": "averaged"})
+    lines = paper_report.rows_table({"o15-carried-seed0": carried, "o15-seed0": averaged})
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| o15",
+        "| o15, carried",
+        "| o15t",
+        "| o15t, carried",
+    ]
+    assert "| 97.70 ± 0.20 | yes | [o15-carried-seed0](" in lines[5]
+
+
+def test_what_goes_beyond_stands_under_the_paper():
+    of = {"preset": "o15-zero", "meta steps": 100_000, "config": {"seed": 0}}
+    found = {
+        "o15-zero-seed0": result(None, 98.7, 98.1, **of),
+        "o120-zero-seed0": result(None, 95.0, 94.0, **of),
+        "o15-zero-9-steps-seed0": result(None, 30.0, 30.0, **{**of, "meta steps": 9}),
+        "o15-seed0": result("o15", 97.3, 95.3, preset="o15"),
+    }
+    lines = paper_report.beyond_table(found)
+    assert len(lines) == 4
+    assert "| 95.39 | 97.68 | 98.90 | 99.48 | 88.14 | 89.43 |" in lines[2]
+    cells = lines[3].split(" | ")
+    assert cells[:4] == ["| `o15-zero`", "100,000", "98.10 ± 0.30", "98.70 ± 0.20"]
+    assert cells[4:8] == ["", "", "94.00 ± 0.30", "95.00 ± 0.20"]
+    assert paper_report.beyond_table({"o15-seed0": found["o15-seed0"]}) == []
+
+
 def test_the_sine_waves_interval_is_over_seeds():
     error = {"steps": [0, 32], "by seed": [[4.0, 0.1], [6.0, 0.3]]}
     found = {"sinusoid-batched": {"mean squared error": {"Reptile": error, "random": error}}}
