@@ -6,7 +6,7 @@ from benchmarks import measure, workloads
 from benchmarks.throughput import ours
 from reptile_jax import fewshot, presets
 from reptile_jax.evaluate import evaluate
-from reptile_jax.fewshot_run import problem_of
+from reptile_jax.fewshot_problem import problem_of
 
 
 def throughput(quick: bool = False) -> None:

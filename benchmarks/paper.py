@@ -1,6 +1,8 @@
 """The paper's results: trains at full length, evaluates, and writes the README's tables.
 
-    python -m benchmarks.paper o15 --data DIR     # or o120, sinusoid, m15-made; stopped, it goes on
+    python -m benchmarks.paper o15 --data DIR     # stopped, it goes on
+    python -m benchmarks.paper o15 --data DIR --inner-state carried    # as the released code
+    python -m benchmarks.paper o15-zero-quarter --data DIR    # or o120, sinusoid, m15-made
     python -m benchmarks.paper report             # the README's tables and pictures, from the JSON
 
 Trainings are runs like any other, under `runs/paper/`; what is published of them goes to
@@ -40,7 +42,7 @@ class Options:
     seed: int = 0  # of the training
     meta_steps: int | None = None  # fewer than the paper's; published under a name that says so
     inner_state: InnerState | None = None  # another than the preset's, likewise
-    eval_tasks: int = 10_000  # of each row
+    eval_tasks: int = 10_000  # of each row at the ways of the training; of others, as many queries
     devices: int | None = None  # that share the tasks; by default as `reptile-jax train` has it
 
 
@@ -55,7 +57,7 @@ def few_shot(preset: str, rows: tuple[str, ...]) -> Training:
             presets.ALL[preset], seed=options.seed, eval_tasks=options.eval_tasks
         )
         name = preset
-        if options.inner_state is not None:
+        if options.inner_state not in (None, config.inner_state):
             config = dataclasses.replace(config, inner_state=options.inner_state)
             name = f"{name}-{options.inner_state}"
         if options.meta_steps is not None:
@@ -66,8 +68,8 @@ def few_shot(preset: str, rows: tuple[str, ...]) -> Training:
         for row in rows:
             fields = ("ways", "shots", "eval_batch")
             changes = {field: getattr(presets.PAPER[row], field) for field in fields}
-            # At more ways than in training, fewer tasks, with as many query images in all.
-            changes["eval_tasks"] = config.eval_tasks * config.ways // changes["ways"]
+            # At more ways than in training, fewer tasks: as many query images, for as much time.
+            changes["eval_tasks"] = max(2, config.eval_tasks * config.ways // changes["ways"])
             asked = dataclasses.replace(config, **changes)
             result = scored(asked, folder, options.data, changes, mesh)
             publish(
@@ -253,7 +255,7 @@ def main(argv: list[str]) -> int:
         print(f"no training {', '.join(unknown)}; there are {', '.join(TRAININGS)}, and report")
         return 2
     sharing = processes.Sharing(devices=options.devices)
-    with processes.joined(sharing, None) as (mesh, _):
+    with processes.joined(sharing, None, share=options.inner_state != "carried") as (mesh, _):
         for name in options.names:
             TRAININGS[name](options, mesh)
     return 0

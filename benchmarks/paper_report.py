@@ -95,24 +95,28 @@ def beyond_table(found: dict[str, Any]) -> list[str]:
         preset = presets.BEYOND.get(result.get("preset"))
         if preset is not None and result["meta steps"] == preset.meta_steps:
             row = name.partition("-")[0]
-            trainings[result["preset"], result["config"]["seed"]][row] = name
+            label = result["preset"]
+            if _policy(result) != preset.inner_state:
+                label = f"{label}, {_policy(result)}"
+            trainings[label, result["config"]["seed"]][row] = name
     if not trainings:
         return []
     columns = [row + suffix for row in rows for suffix in MODES]
-    of_paper = [f"{PUBLISHED[column][0]:.2f}" for column in columns]
+    of_paper = ["{:.2f} ± {:.2f}".format(*PUBLISHED[column]) for column in columns]
     lines = [
         f"| training | meta steps | {' | '.join(columns)} | JSON |",
         "|---" + "|---:" * (1 + len(columns)) + "|---|",
-        f"| the paper's | 100,000; o120: 200,000 | {' | '.join(of_paper)} | |",
+        f"| the paper | {presets.PAPER['o15'].meta_steps:,} | {' | '.join(of_paper)} | |",
     ]
-    for (preset, _), names in sorted(trainings.items()):
+    for (label, seed), names in sorted(trainings.items()):
         cells = [
             _score(found[names[row]], mode) if row in names else ""
             for row in rows
             for mode in MODES.values()
         ]
-        steps = f"{presets.BEYOND[preset].meta_steps:,}"
-        lines.append(f"| `{preset}` | {steps} | {' | '.join(cells)} | {_links(names.values())} |")
+        steps = f"{found[names['o15']]['meta steps']:,}"
+        links = _links(names.values())
+        lines.append(f"| {label}, seed {seed} | {steps} | {' | '.join(cells)} | {links} |")
     return lines
 
 

@@ -40,7 +40,7 @@ def reading(name: str, scripts: Mapping[str, Callable]) -> str:
     elif name.startswith("gpu_") and question:
         script = question.cells
     else:
-        families = {"time_to_accuracy": time_to_accuracy.measured, "recipes": recipes.main}
+        families = {"time_to_accuracy": time_to_accuracy.measured, "recipes": recipes.tried}
         script = next((s for start, s in families.items() if name.startswith(start)), None)
     return " ".join((inspect.getdoc(script) or "").split()) if script else ""
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import measure
 from reptile_jax import datasets, evaluate, fewshot, omniglot, presets, runs
-from reptile_jax.fewshot_run import held_out_tasks, problem_of, training_tasks
+from reptile_jax.fewshot_problem import held_out_tasks, problem_of, training_tasks
 from reptile_jax.train import train
 
 LEVELS = (70, 80, 85, 90)  # per cent, transductive

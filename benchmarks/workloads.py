@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from reptile_jax import Task, fewshot, models, presets
-from reptile_jax.fewshot_run import problem_of
+from reptile_jax.fewshot_problem import problem_of
 from reptile_jax.sinusoids import sinusoids
 
 

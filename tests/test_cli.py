@@ -1,5 +1,6 @@
 """The commands, end to end and small: what they leave, what they print, what they refuse."""
 
+import dataclasses
 import json
 import runpy
 import shutil
@@ -14,6 +15,7 @@ from PIL import Image
 
 from reptile_jax import (
     cli,
+    fewshot_problem,
     fewshot_run,
     meta_training,
     presets,
@@ -146,7 +148,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     metrics = (tmp_path / "a run" / "metrics.jsonl").read_text()
     assert metrics == (trained / "metrics.jsonl").read_text()
     assert len(metrics.splitlines()) == 5
-    problem = fewshot_run.problem_of(runs.load_config(trained))
+    problem = fewshot_problem.problem_of(runs.load_config(trained))
     states = [runs.restore(run, problem) for run in (trained, tmp_path / "a run")]
     chex.assert_trees_all_equal(*states)
 
@@ -299,7 +301,11 @@ def test_a_classifier_at_zero_is_one_for_any_number_of_ways(pictures, tmp_path, 
     assert means[0] == 0.25  # all logits are zero, and one class in four comes first
     assert means[-1] > 0.7
     assert results["config"]["ways"] == 4
-    (_, two), (_, four) = (fewshot_run._for_ways(Path("zero"), ways) for ways in (2, 4))
+    config = runs.load_config(Path("zero"))
+    (_, two), (_, four) = (
+        fewshot_run._restore(Path("zero"), dataclasses.replace(config, ways=ways))
+        for ways in (2, 4)
+    )
     for one, other in zip(*map(jax.tree.leaves, (two, four)), strict=True):
         if one.shape == other.shape:
             np.testing.assert_array_equal(one, other)

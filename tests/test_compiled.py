@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from reptile_jax import fewshot, presets
-from reptile_jax.fewshot_run import problem_of
+from reptile_jax.fewshot_problem import problem_of
 from reptile_jax.train import meta_steps
 
 pytestmark = pytest.mark.slow

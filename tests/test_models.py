@@ -37,7 +37,7 @@ def test_kernels_start_glorot_uniform_and_biases_at_zero():
 def test_the_classifier_is_marked_and_may_start_at_zero():
     net = models.omniglot_net(5).clone(classifier_init=jax.nn.initializers.zeros)
     params = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
-    marked = models.classifier(params)
+    marked = models.classifier_mask(params)
     kernels = jax.tree.map(lambda mark, leaf: leaf.shape if mark else None, marked, params)
     assert jax.tree.leaves(kernels) == [5, 256, 5]  # the bias's shape, and the kernel's
     assert not params["params"]["Dense_0"]["kernel"].any()

@@ -1,5 +1,6 @@
 """What is published of the paper's results: taken from runs, and read from JSON alone."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import paper, paper_report
+
+from reptile_jax import presets
 
 
 def result(row, transductive, non_transductive, **more):
@@ -54,19 +57,24 @@ def test_another_inner_state_has_rows_of_its_own():
 
 
 def test_what_goes_beyond_stands_under_the_paper():
-    of = {"preset": "o15-zero", "meta steps": 100_000, "config": {"seed": 0}}
+    name, steps = next((name, config.meta_steps) for name, config in presets.BEYOND.items())
+    rest = name.removeprefix("o15")
+    of = {"preset": name, "meta steps": steps, "config": {"seed": 0}}
+    carried = {**of, "config": {"seed": 0, "inner_state": "carried"}}
     found = {
-        "o15-zero-seed0": result(None, 98.7, 98.1, **of),
-        "o120-zero-seed0": result(None, 95.0, 94.0, **of),
-        "o15-zero-9-steps-seed0": result(None, 30.0, 30.0, **{**of, "meta steps": 9}),
+        f"o15{rest}-seed0": result(None, 98.7, 98.1, **of),
+        f"o120{rest}-seed0": result(None, 95.0, 94.0, **of),
+        f"o15{rest}-carried-seed0": result(None, 50.0, 40.0, **carried),
+        f"o15{rest}-9-steps-seed0": result(None, 30.0, 30.0, **{**of, "meta steps": 9}),
         "o15-seed0": result("o15", 97.3, 95.3, preset="o15"),
     }
     lines = paper_report.beyond_table(found)
-    assert len(lines) == 4
-    assert "| 95.39 | 97.68 | 98.90 | 99.48 | 88.14 | 89.43 |" in lines[2]
+    assert len(lines) == 5
+    assert "| 95.39 ± 0.09 | 97.68 ± 0.04 | 98.90 ± 0.10 |" in lines[2]
     cells = lines[3].split(" | ")
-    assert cells[:4] == ["| `o15-zero`", "100,000", "98.10 ± 0.30", "98.70 ± 0.20"]
+    assert cells[:4] == [f"| {name}, seed 0", f"{steps:,}", "98.10 ± 0.30", "98.70 ± 0.20"]
     assert cells[4:8] == ["", "", "94.00 ± 0.30", "95.00 ± 0.20"]
+    assert lines[4].startswith(f"| {name}, carried, seed 0 | {steps:,} | 40.00 ± 0.30 |")
     assert paper_report.beyond_table({"o15-seed0": found["o15-seed0"]}) == []
 
 
@@ -113,6 +121,34 @@ def test_what_is_published_says_how_without_the_places_of_a_machine(tmp_path, mo
     assert there["command"] == "python -m benchmarks.paper o15 --data DIR --runs DIR --seed 1"
     assert there["tasks"] == 3
     assert there["machine"]["cores"]
+
+
+def test_a_training_is_published_as_each_row_it_serves(tmp_path, monkeypatch):
+    published, asked = {}, []
+
+    def scored(config, folder, data, changes, mesh):
+        asked.append((config.ways, config.shots, config.eval_batch, config.eval_tasks))
+        as_json = dataclasses.asdict(config)
+        return {"accuracy": {}, "tasks": 1, "meta steps": config.meta_steps, "config": as_json}
+
+    monkeypatch.setattr(paper, "trained", lambda config, folder, data, mesh: None)
+    monkeypatch.setattr(paper, "scored", lambda *args: {**scored(*args), "evaluation seconds": 1})
+    monkeypatch.setattr(paper, "training_seconds", lambda folder: 1)
+    monkeypatch.setattr(paper, "learning_curve", lambda folder: {})
+    monkeypatch.setattr(paper, "publish", published.__setitem__)
+    rows = ("o15", "o55", "o120")
+    paper.few_shot("o15-zero-quarter", rows)(paper.Options(()))
+    assert asked == [(5, 1, 5, 10_000), (5, 5, 5, 10_000), (20, 1, 10, 2_500)]
+    names = [f"{row}-zero-quarter-seed0" for row in rows]
+    assert [*published] == names
+    assert all(published[name]["row"] is None for name in names)
+    policy = paper.Options((), seed=3, inner_state="carried", meta_steps=None)
+    paper.few_shot("o15", rows[:2])(policy)
+    assert published["o55-carried-seed3"]["row"] == "o55"
+    paper.few_shot("o15", rows[:1])(dataclasses.replace(policy, meta_steps=7))
+    assert published["o15-carried-7-steps-seed3"]["row"] is None
+    paper.few_shot("o15", rows[:1])(paper.Options((), inner_state="averaged"))
+    assert "o15-seed0" in published
 
 
 def test_training_seconds_add_up_over_the_pieces(tmp_path):

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import recipes
 
-from reptile_jax import Batch, Task, fewshot_run, models, presets, reptile
+from reptile_jax import Batch, Task, fewshot_problem, models, presets, reptile
 
 
 def test_recipes_get_as_many_inner_gradients():
@@ -38,7 +38,7 @@ def test_later_steps_is_reptile_with_another_weight_on_the_first_update():
 
 def test_a_classifier_at_zero_stays_there_outside_and_learns_inside():
     config = presets.FewShotImages(size=8, classifier="zero", meta_momentum=0.9)
-    problem = fewshot_run.problem_of(config)
+    problem = fewshot_problem.problem_of(config)
     images = jax.random.uniform(jax.random.key(0), (2, 1, 5, 8, 8, 1))
     batch = Batch(images, jnp.broadcast_to(jnp.arange(5), (2, 1, 5)))
     tasks = Task(jax.tree.map(lambda leaf: leaf.repeat(3, axis=1), batch))  # three steps of it
@@ -53,7 +53,7 @@ def test_a_classifier_at_zero_stays_there_outside_and_learns_inside():
 
 def test_a_classifier_left_as_initialised_stays_and_the_rest_moves():
     params = models.omniglot_net(5).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    outer = recipes._classifier_left_alone(presets.FewShotImages(size=8, meta_steps=2))
+    outer = recipes._classifier_as_initialised(presets.FewShotImages(size=8, meta_steps=2))
     updates, _ = outer.update(jax.tree.map(jnp.ones_like, params), outer.init(params), params)
     moved = optax.apply_updates(params, updates)["params"]
     chex.assert_trees_all_equal(moved["Dense_0"], params["params"]["Dense_0"])

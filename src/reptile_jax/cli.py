@@ -39,13 +39,13 @@ usage: reptile-jax COMMAND ...
   train omniglot --data DIR         Omniglot, from the two official zip files
   train mini-imagenet --data DIR    mini-ImageNet, in any of its usual layouts
   train images --data DIR           a folder with one folder of images per class
-  train --preset ROW --data DIR     a row of the paper: o15, o15t, o55, ..., m55t
+  train --preset NAME --data DIR    a row of the paper (o15, o15t, o55, ..., m55t) or beyond it
   train --resume RUN [--data DIR]   go on with a run that was stopped
   evaluate RUN --data DIR           score a trained run on held-out classes
   adapt RUN --support DIR --query DIR
                                     classify new images of new classes
   download omniglot --out DIR       fetch Omniglot from its official repository
-  presets                           the paper's rows and their values
+  presets                           the presets and their values
 
 Every command takes --help."""
 
@@ -137,7 +137,7 @@ def _train(argv: list[str]) -> None:
     starts = {"omniglot": "o15", "mini-imagenet": "m15", "images": "m15"}
     if what not in starts and not (what is None and (name or "--help" in rest or "-h" in rest)):
         raise ValueError(
-            f"train what? sinusoid, {', '.join(starts)}, or --preset with a row of the paper; got "
+            f"train what? sinusoid, {', '.join(starts)}, or --preset with its name; got "
             f"{what or 'nothing'}."
         )
     config = presets.ALL[name or starts[what or "omniglot"]]
@@ -149,7 +149,7 @@ def _train(argv: list[str]) -> None:
         _FewShotOptions,
         default=_FewShotOptions(tyro.MISSING, config),
         args=rest,
-        prog=f"reptile-jax train {what or '--preset ROW'}",
+        prog=f"reptile-jax train {what or '--preset NAME'}",
     )
     if options.config.dataset != config.dataset:
         raise ValueError(f"--dataset is what follows train: train {options.config.dataset} ...")

@@ -10,110 +10,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from reptile_jax import (
     datasets,
     evaluate,
     fewshot,
-    mini_imagenet,
-    models,
-    omniglot,
     presets,
     processes,
     report,
     runs,
 )
 from reptile_jax.devices import Mesh
+from reptile_jax.fewshot_problem import (
+    held_out_tasks,
+    load_data,
+    problem_of,
+    resized,
+    training_tasks,
+)
 from reptile_jax.json_files import read_json
 from reptile_jax.meta_training import OnMetrics, meta_train
-from reptile_jax.reptile import MetaState, inner_loop, meta_learner, reptile
+from reptile_jax.reptile import MetaState, inner_loop
 from reptile_jax.tasks import Batch, minibatches
-
-
-def problem_of(config: presets.FewShotImages, mesh: Mesh | None = None) -> runs.Problem:
-    """The network, the optimisers and the learner of a configuration."""
-    net = models.omniglot_net if config.size < 64 else models.mini_imagenet_net
-    model = net(config.ways)
-    if config.classifier == "zero":
-        model = model.clone(classifier_init=jax.nn.initializers.zeros)
-    # Adam with β1 = 0, without its useless first moment.
-    inner = optax.chain(
-        optax.scale_by_rms(decay=0.999, eps=1e-8, eps_in_sqrt=False, bias_correction=True),
-        optax.scale(-config.inner_rate),
-    )
-    loss_fn = models.cross_entropy(model.apply)
-    learner = meta_learner(
-        reptile(loss_fn, inner),
-        outer_optimizer(config),
-        inner_state=config.inner_state,
-        mesh=mesh,
-    )
-    images = jnp.zeros((1, config.size, config.size, 1 if config.color == "grey" else 3))
-    # Jitted, as all that is drawn at the start: one program compiles faster than each operation.
-    init_key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    first_state = lambda: learner.init(jax.jit(model.init)(init_key, images))
-    return runs.Problem(model, loss_fn, inner, learner, first_state)
-
-
-def meta_rate(config: presets.FewShotImages) -> optax.Schedule:
-    """ε over the meta steps of a configuration."""
-    return optax.linear_schedule(config.meta_rate, config.meta_rate_final, config.meta_steps)
-
-
-def outer_optimizer(config: presets.FewShotImages) -> optax.GradientTransformation:
-    """The meta-optimiser of a configuration."""
-    sgd = optax.sgd(meta_rate(config), config.meta_momentum or None, nesterov=True)
-    if config.classifier == "zero":  # where it was initialised, and stays
-        return optax.chain(optax.masked(optax.set_to_zero(), models.classifier), sgd)
-    return sgd
-
-
-def load_data(config: presets.FewShotImages, data: Path) -> datasets.ImageSplits:
-    """The data set of a configuration, from the folder `data`."""
-    color = {"omniglot": "grey", "mini-imagenet": "rgb"}.get(config.dataset, config.color)
-    if config.color != color:
-        raise ValueError(f"the images of {config.dataset} are {color}, not {config.color}.")
-    if config.dataset == "omniglot":
-        return omniglot.load_omniglot(data, split=config.split, size=config.size)
-    if config.dataset == "mini-imagenet":
-        return mini_imagenet.load_mini_imagenet(data, size=config.size)
-    return datasets.load_image_folder(
-        data,
-        size=config.size,
-        color=config.color,
-        min_images=max(config.train_shots, config.shots + config.query_shots),
-        test_fraction=config.test_fraction,
-        seed=config.split_seed,
-    )
-
-
-def training_tasks(config: presets.FewShotImages, splits: datasets.ImageSplits) -> fewshot.FewShot:
-    """The episodes that a configuration is trained on."""
-    return fewshot.few_shot(
-        splits.train,
-        ways=config.ways,
-        shots=config.train_shots,
-        steps=config.inner_steps,
-        batch_size=config.inner_batch,
-    )
-
-
-def held_out_tasks(config: presets.FewShotImages, splits: datasets.ImageSplits) -> fewshot.FewShot:
-    """The episodes that a configuration is evaluated on."""
-    if config.ways > len(splits.test_names):
-        raise ValueError(
-            f"ways={config.ways}, but there are only {len(splits.test_names)} held-out classes: "
-            "give more classes, a larger test_fraction, or fewer ways."
-        )
-    return fewshot.few_shot(
-        splits.test,
-        ways=config.ways,
-        shots=config.shots,
-        query_shots=config.query_shots,
-        steps=config.eval_steps,
-        batch_size=config.eval_batch,
-    )
 
 
 def train(
@@ -147,50 +65,40 @@ def resume(
 def score(run: Path, data: Path, mesh: Mesh | None = None, **changes: Any) -> evaluate.Evaluation:
     """Scores a trained run on held-out classes; `changes` replace fields of its configuration.
 
-    Other `ways` than the run's are for a classifier that starts at zero.
+    Raises:
+      ValueError: for values that do not fit the run or the data set: among them other `ways` than
+        the run's, unless its classifier starts at zero.
     """
     started = time.monotonic()
     config, splits = _open(run, data, **changes)
     processes.check_told_the_same(config)
-    problem, state = _for_ways(run, config.ways)
+    problem, state = _restore(run, config)
     return _score(config, problem, state, run, "evaluation", splits, started, mesh)
 
 
 def _open(
     run: Path, data: Path, **changes: Any
 ) -> tuple[presets.FewShotImages, datasets.ImageSplits]:
-    config = dataclasses.replace(_few_shot_config(run), **changes)
+    trained = _few_shot_config(run)
+    config = dataclasses.replace(trained, **changes)
     presets.check(config)
+    if config.ways != trained.ways and trained.classifier != "zero":
+        raise ValueError(
+            f"{run} was trained for {trained.ways} ways, and its classifier is meta-learned with "
+            f"the rest: tasks have {trained.ways} classes, not {config.ways}. A run trained with "
+            "--classifier zero takes any number."
+        )
     return config, _same_classes(run, load_data(config, data))
 
 
-def _for_ways(run: Path, ways: int) -> tuple[runs.Problem, MetaState]:
-    """A trained run's problem and state for tasks of `ways` classes.
-
-    A classifier that starts at zero is one for any number of classes. What the inner optimiser
-    holds of it is averaged over the run's classes, between which nothing tells: they are drawn in
-    a uniform order.
-    """
-    config = _few_shot_config(run)
+def _restore(run: Path, config: presets.FewShotImages) -> tuple[runs.Problem, MetaState]:
+    """The problem of `config`, and a run's state for as many ways."""
+    trained = _few_shot_config(run)
     problem = problem_of(config)
-    state = runs.restore(run, problem)
-    if ways == config.ways:
-        return problem, state
-    if config.classifier != "zero":
-        raise ValueError(
-            f"{run} was trained for {config.ways} ways, and its classifier is meta-learned with "
-            f"the rest: tasks have {config.ways} classes, not {ways}. A run trained with "
-            "--classifier zero takes any number."
-        )
-    problem = problem_of(dataclasses.replace(config, ways=ways))
-    like = jax.eval_shape(problem.first_state)
-    # Only the classifier's leaves have another shape, and their last axis is the classes'.
-    resized = lambda leaf, like: (
-        leaf
-        if leaf.shape == like.shape
-        else jnp.broadcast_to(leaf.mean(-1, keepdims=True), like.shape)
-    )
-    return problem, jax.tree.map(resized, state, like)
+    if config.ways == trained.ways:
+        return problem, runs.restore(run, problem)
+    state = runs.restore(run, problem_of(trained))
+    return problem, resized(state, jax.eval_shape(problem.first_state))
 
 
 def _train(
@@ -319,6 +227,10 @@ def adapt(
     Returns:
       For each query image, in the order of the paths: "image", "class", "probability", and
       "probabilities" by class.
+
+    Raises:
+      ValueError: for a support set without images, for more classes than the run takes, and if the
+        inner loop diverges.
     """
     config = _few_shot_config(run)
     classes = datasets.class_folders(support)
@@ -332,7 +244,14 @@ def adapt(
         )
     if empty := [name for name, files in classes.items() if not files]:
         raise ValueError(f"these classes in {support} hold no images: {', '.join(empty)}.")
-    problem, state = _for_ways(run, len(names) if config.classifier == "zero" else config.ways)
+    if len(names) > config.eval_steps * config.eval_batch:
+        raise ValueError(
+            f"{len(names)} classes are more than the {config.eval_steps} mini-batches of "
+            f"{config.eval_batch} that {run} adapts to can show."
+        )
+    if config.classifier == "zero":
+        config = dataclasses.replace(config, ways=len(names))
+    problem, state = _restore(run, config)
     read = lambda files: jnp.asarray(_read(config, files), jnp.float32) / 255
     labels = [label for label, name in enumerate(names) for _ in classes[name]]
     given = Batch(read(list(itertools.chain(*classes.values()))), jnp.array(labels, jnp.int32))

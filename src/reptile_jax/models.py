@@ -86,8 +86,8 @@ class ConvNet(nn.Module):
     """Four blocks of 3x3 convolution, batch norm and ReLU, and a linear classifier.
 
     The paper's two networks (section 6.1, released code): `omniglot_net` halves the image by the
-    stride, `mini_imagenet_net` by max-pooling before the ReLU. Kernels start Glorot-uniform.
-    `classifier` marks the linear classifier's parameters.
+    stride, `mini_imagenet_net` by max-pooling before the ReLU. Kernels start Glorot-uniform,
+    the classifier's as `classifier_init` has it; `classifier_mask` marks its parameters.
     """
 
     ways: int
@@ -110,9 +110,10 @@ class ConvNet(nn.Module):
         return nn.Dense(self.ways, kernel_init=self.classifier_init)(x)
 
 
-def classifier(params: Params) -> Params:
+def classifier_mask(params: Params) -> Params:
     """A tree like the parameters of a `ConvNet`: True at its linear classifier, else False."""
-    return jax.tree.map_with_path(lambda path, _: "Dense_0" in jax.tree_util.keystr(path), params)
+    name = jax.tree_util.DictKey("Dense_0")
+    return jax.tree.map_with_path(lambda path, _: name in path, params)
 
 
 def omniglot_net(ways: int) -> ConvNet:
