@@ -116,6 +116,10 @@ def test_evaluate_scores_the_run_again(trained, pictures, capsys):
     assert cli.main(["evaluate", str(trained), "--data", str(pictures), *argv]) == 0
     assert "over 7 held-out tasks, 2-way 1-shot, after 40 meta steps" in capsys.readouterr().out
     assert json.loads((trained / "evaluation-2.json").read_text())["tasks"] == 7
+    argv = ["--eval-tasks", "7", "--inner-rate", "0"]
+    assert cli.main(["evaluate", str(trained), "--data", str(pictures), *argv]) == 0
+    left_alone = json.loads((trained / "evaluation-3.json").read_text())["accuracy"]
+    assert len(set(left_alone["non-transductive"]["mean"])) == 1
 
 
 def stop_at(step, number, monkeypatch):
@@ -333,14 +337,16 @@ def test_a_meta_learned_classifier_keeps_its_ways(trained, pictures, capsys):
     assert "trained for 2 ways, and its classifier is meta-learned" in capsys.readouterr().err
 
 
-def test_presets_are_the_papers_rows(capsys):
+def test_presets_are_the_papers_rows_and_what_goes_beyond(capsys):
     assert cli.main(["presets"]) == 0
     printed = capsys.readouterr().out
     assert set(presets.PAPER) == {
         name + mode for name in ("o15", "o55", "o120", "o520", "m15", "m55") for mode in ("", "t")
     }
-    for name in presets.ALL:
+    for name in presets.PAPER:
         assert f" {name} " in printed
+    changes = "inner_rate=0.004, classifier=zero, meta_steps=25000"
+    assert f"o15-zero-quarter: o15 with {changes}" in printed.replace("\n", " ")
     assert presets.PAPER["o520t"] == presets.FewShotImages(
         ways=20,
         shots=5,

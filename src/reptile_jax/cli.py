@@ -294,16 +294,21 @@ def _download(argv: list[str]) -> None:
 def _presets(argv: list[str]) -> None:
     if argv:
         raise ValueError(f"presets takes no arguments, got {' '.join(argv)}.")
-    rows = {name: dataclasses.asdict(config) for name, config in presets.ALL.items()}
+    rows = {name: dataclasses.asdict(config) for name, config in presets.PAPER.items()}
     fields = [field.name for field in dataclasses.fields(presets.FewShotImages)]
     varying = [f for f in fields if len({row[f] for row in rows.values()}) > 1]
     report.table(
-        "The paper's rows (Nichol et al. 2018, appendix A), and below them what goes beyond",
+        "The paper's rows (Nichol et al. 2018, appendix A)",
         ["preset", *(field.replace("_", " ") for field in varying)],
         [[name, *(str(row[f]) for f in varying)] for name, row in rows.items()],
     )
     common = {f: rows["o15"][f] for f in fields if f not in varying}
-    report.say("in all: " + ", ".join(f"{name}={value}" for name, value in common.items()))
+    listed = lambda values: ", ".join(f"{name}={value}" for name, value in values.items())
+    report.say(f"in all: {listed(common)}")
+    for name, config in presets.BEYOND.items():
+        fields = dataclasses.asdict(config).items()
+        changes = {field: value for field, value in fields if value != rows["o15"][field]}
+        report.say(f"{name}: o15 with {listed(changes)}")
 
 
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
