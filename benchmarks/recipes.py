@@ -190,10 +190,18 @@ def main(argv: list[str]) -> int:
                 data[name] = found
                 rows.append([name, f"{config.meta_steps:,}", *_cells(found["data"])])
     title = f"{args.preset} by other recipes: the inner gradients of {args.meta_steps:,} meta steps"
-    command = f"recipes --data DIR --preset {args.preset} --meta-steps {args.meta_steps}"
+    asked = f"--preset {args.preset} --meta-steps {args.meta_steps} --tasks {args.tasks}"
     name = f"recipes_{args.preset}_{args.meta_steps}"
     measure.show(title, COLUMNS, rows)
-    measure.store(name, title, COLUMNS, rows, data, command=command, on=measure.machine())
+    measure.store(
+        name,
+        title,
+        COLUMNS,
+        rows,
+        data,
+        command=f"recipes --data DIR {asked}",
+        on=measure.machine(),
+    )
     return 0
 
 
