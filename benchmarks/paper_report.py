@@ -102,11 +102,14 @@ def beyond_table(found: dict[str, Any]) -> list[str]:
     if not trainings:
         return []
     columns = [row + suffix for row in rows for suffix in MODES]
-    of_paper = ["{:.2f} ± {:.2f}".format(*PUBLISHED[column]) for column in columns]
+    of_paper = " | ".join("{:.2f} ± {:.2f}".format(*PUBLISHED[column]) for column in columns)
+    length = (
+        f"{presets.PAPER['o15'].meta_steps:,}; o120: {presets.PAPER['o120'].meta_steps:,} others"
+    )
     lines = [
         f"| training | meta steps | {' | '.join(columns)} | JSON |",
         "|---" + "|---:" * (1 + len(columns)) + "|---|",
-        f"| the paper | {presets.PAPER['o15'].meta_steps:,} | {' | '.join(of_paper)} | |",
+        f"| the paper | {length} | {of_paper} | |",
     ]
     for (label, seed), names in sorted(trainings.items()):
         cells = [
