@@ -93,7 +93,7 @@ def test_the_mlp_starts_uniform_in_one_over_root_fan_in():
         assert np.abs(leaf).max() > 0.9 * 64**-0.5
 
 
-def test_losses_are_means_over_the_batch():
+def test_losses_are_means_over_the_batch_unless_told_its_size():
     outputs = jnp.array([[1.0, 2.0], [0.0, -1.0]])
     apply = lambda params, inputs: params * outputs
     error = models.squared_error(apply)(jnp.ones((1, 1)), rj.Batch(None, jnp.zeros((2, 2))))
@@ -101,3 +101,5 @@ def test_losses_are_means_over_the_batch():
     loss = models.cross_entropy(apply)(jnp.ones((1, 1)), rj.Batch(None, jnp.array([1, 0])))
     by_hand = [-2 + np.log(np.exp(1) + np.exp(2)), 0 + np.log(1 + np.exp(-1))]
     np.testing.assert_allclose(loss, np.mean(by_hand), rtol=1e-6)
+    share = models.cross_entropy(apply, 10)(jnp.ones((1, 1)), rj.Batch(None, jnp.array([1, 0])))
+    np.testing.assert_allclose(share, np.sum(by_hand) / 10, rtol=1e-6)

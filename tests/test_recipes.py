@@ -37,7 +37,7 @@ def test_later_steps_is_reptile_with_another_weight_on_the_first_update():
 
 
 def test_a_classifier_at_zero_stays_there_outside_and_learns_inside():
-    config = presets.FewShotImages(size=8, classifier="zero", meta_momentum=0.9)
+    config = presets.FewShotImages(size=8, classifier="zero", meta_momentum=0.9, inner_batch=5)
     problem = fewshot_problem.problem_of(config)
     images = jax.random.uniform(jax.random.key(0), (2, 1, 5, 8, 8, 1))
     batch = Batch(images, jnp.broadcast_to(jnp.arange(5), (2, 1, 5)))

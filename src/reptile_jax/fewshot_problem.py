@@ -22,7 +22,7 @@ def problem_of(config: presets.FewShotImages, mesh: Mesh | None = None) -> runs.
         optax.scale_by_rms(decay=0.999, eps=1e-8, eps_in_sqrt=False, bias_correction=True),
         optax.scale(-config.inner_rate),
     )
-    loss_fn = models.cross_entropy(model.apply)
+    loss_fn = models.cross_entropy(model.apply, config.inner_batch)
     learner = meta_learner(
         reptile(loss_fn, inner),
         meta_optimizer(config),

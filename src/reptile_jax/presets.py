@@ -1,7 +1,9 @@
 """Named configurations: the paper's rows (Nichol et al. 2018, appendix A) and others.
 
-The released code sums the loss over the inner batch where `models.cross_entropy` takes the mean.
-Adam does not feel the difference; a plain-SGD rate of the paper is multiplied by the batch size.
+The released code sums the loss over the inner batch. Here it is that sum divided by training's
+`inner_batch`, which Adam does not feel; a plain-SGD rate of the paper is multiplied by that size.
+The mean would be something else in evaluation, whose batches have another size: the second moment
+that it starts from is training's, so half as many examples make steps half as long.
 """
 
 import dataclasses
