@@ -10,150 +10,26 @@ import argparse
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from benchmarks import arm_files, measure
+from benchmarks.recipe_list import RECIPES, Config, Recipe
 from benchmarks.time_to_accuracy import keep_apart
 from reptile_jax import datasets, evaluate, fewshot, omniglot, presets, processes
 from reptile_jax.devices import Mesh
 from reptile_jax.fewshot_problem import (
-    classifier_left_alone,
     held_out_tasks,
     meta_optimizer,
-    meta_rate_schedule,
     problem_of,
     training_tasks,
 )
-from reptile_jax.reptile import MetaGradient, inner_loop, meta_learner, reptile
-from reptile_jax.task_axis import TaskGradient
+from reptile_jax.reptile import meta_learner, reptile
 from reptile_jax.train import train
-
-Config = presets.FewShotImages
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a training differs from the paper's; by default in nothing."""
-
-    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the configuration
-    outer: Callable[[Config], optax.GradientTransformation] | None = None
-    inner: Callable[[Config], optax.GradientTransformation] | None = None
-    meta_gradient: Callable[..., MetaGradient] = reptile  # of a loss and the inner optimiser
-    averaged: bool = False  # scores the mean of the parameters over the second half of training
-
-
-def _cosine(config: Config) -> optax.GradientTransformation:
-    return optax.sgd(optax.cosine_decay_schedule(config.meta_rate, config.meta_steps))
-
-
-def _adam(config: Config) -> optax.GradientTransformation:
-    return optax.adam(meta_rate_schedule(config))
-
-
-def _classifier_as_initialised(config: Config) -> optax.GradientTransformation:
-    return classifier_left_alone(meta_optimizer(config))
-
-
-def _inner_from(first: float) -> Callable[[Config], optax.GradientTransformation]:
-    """The presets' inner Adam, its rate annealed from `first` to theirs over the whole training.
-
-    The count of steps is in the inner state: training hands it on, evaluation starts from it.
-    The presets' is 0.001 for 5 ways and 0.0005 for 20.
-    """
-
-    def inner(config: Config) -> optax.GradientTransformation:
-        rate = optax.linear_schedule(
-            -first, -config.inner_rate, config.meta_steps * config.inner_steps
-        )
-        rms = optax.scale_by_rms(0.999, 1e-8, eps_in_sqrt=False, bias_correction=True)
-        return optax.chain(rms, optax.scale_by_schedule(rate))
-
-    return inner
-
-
-def _later_steps(first: float) -> Callable[..., MetaGradient]:
-    """Reptile in which the first inner step's update counts `first` times."""
-
-    def meta_gradient(loss_fn, inner_optimizer):
-        adapt = functools.partial(inner_loop, loss_fn, inner_optimizer)
-
-        def estimate(params, opt_state, task):
-            head = jax.tree.map(lambda leaf: leaf[:1], task.support)
-            tail = jax.tree.map(lambda leaf: leaf[1:], task.support)
-            one = adapt(params, head, opt_state)
-            end = adapt(one.params, tail, one.opt_state)
-            weigh = lambda start, after, last: first * (start - after) + (after - last)
-            delta = jax.tree.map(weigh, params, one.params, end.params)
-            return TaskGradient(delta, end.opt_state, jnp.concatenate([one.losses, end.losses]))
-
-        return MetaGradient(inner_optimizer.init, estimate)
-
-    return meta_gradient
-
-
-_MOMENTUM = {"meta_momentum": 0.9}
-_ZERO = {"classifier": "zero"}
-RECIPES: dict[str, Recipe] = {
-    "the paper": Recipe(),
-    "outer step 2": Recipe({"meta_rate": 2.0}),
-    "momentum 0.9, outer step 0.1": Recipe({**_MOMENTUM, "meta_rate": 0.1}),
-    "momentum 0.9, outer step 0.3": Recipe({**_MOMENTUM, "meta_rate": 0.3}),
-    "momentum 0.9, outer step 1": Recipe(_MOMENTUM),
-    "Adam outside, 0.001": Recipe({"meta_rate": 1e-3}, outer=_adam),
-    "Adam outside, 0.003": Recipe({"meta_rate": 3e-3}, outer=_adam),
-    "outer step by a cosine": Recipe(outer=_cosine),
-    "outer step kept, iterates averaged": Recipe({"meta_rate_final": 1.0}, averaged=True),
-    "inner rate 0.002": Recipe({"inner_rate": 2e-3}),
-    "inner rate 0.004": Recipe({"inner_rate": 4e-3}),
-    "inner rate 0.008": Recipe({"inner_rate": 8e-3}),
-    "inner rate from 0.004": Recipe(inner=_inner_from(4e-3)),
-    "ten inner steps": Recipe({"inner_steps": 10}),
-    "a meta-batch of one": Recipe({"meta_batch": 1}),
-    "a meta-batch of two": Recipe({"meta_batch": 2}),
-    "a meta-batch of ten": Recipe({"meta_batch": 10}),
-    "inner state carried": Recipe({"inner_state": "carried"}),
-    "first inner step left out": Recipe(meta_gradient=_later_steps(0.0)),
-    "first inner step doubled": Recipe(meta_gradient=_later_steps(2.0)),
-    "classifier as initialised": Recipe(outer=_classifier_as_initialised),
-    "classifier at zero": Recipe(_ZERO),
-    # What helped, together.
-    "inner rate 0.002, momentum 0.9, outer step 0.3": Recipe(
-        {"inner_rate": 2e-3, **_MOMENTUM, "meta_rate": 0.3}
-    ),
-    "inner rate 0.004, momentum 0.9, outer step 0.1": Recipe(
-        {"inner_rate": 4e-3, **_MOMENTUM, "meta_rate": 0.1}
-    ),
-    "inner rate 0.004, momentum 0.9, outer step 0.3": Recipe(
-        {"inner_rate": 4e-3, **_MOMENTUM, "meta_rate": 0.3}
-    ),
-    "inner rate from 0.004, momentum 0.9, outer step 0.3": Recipe(
-        {**_MOMENTUM, "meta_rate": 0.3}, inner=_inner_from(4e-3)
-    ),
-    "inner rate 0.004, a meta-batch of two": Recipe({"inner_rate": 4e-3, "meta_batch": 2}),
-    "classifier at zero, inner rate 0.002": Recipe({**_ZERO, "inner_rate": 2e-3}),
-    "classifier at zero, inner rate 0.004": Recipe({**_ZERO, "inner_rate": 4e-3}),
-    "classifier at zero, inner rate 0.008": Recipe({**_ZERO, "inner_rate": 8e-3}),
-    "classifier at zero, inner rate 0.004, momentum 0.9, outer step 0.1": Recipe(
-        {**_ZERO, "inner_rate": 4e-3, **_MOMENTUM, "meta_rate": 0.1}
-    ),
-    "classifier at zero, inner rate 0.004, ten inner steps": Recipe(
-        {**_ZERO, "inner_rate": 4e-3, "inner_steps": 10}
-    ),
-    "classifier at zero, inner rate 0.004, a meta-batch of two": Recipe(
-        {**_ZERO, "inner_rate": 4e-3, "meta_batch": 2}
-    ),
-    "classifier at zero, inner rate from 0.004": Recipe(_ZERO, inner=_inner_from(4e-3)),
-    "classifier at zero, inner rate from 0.004, a meta-batch of two": Recipe(
-        {**_ZERO, "meta_batch": 2}, inner=_inner_from(4e-3)
-    ),
-}
 
 
 def main(argv: list[str]) -> int:

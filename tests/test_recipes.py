@@ -12,13 +12,13 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import recipes
+from benchmarks import recipe_list, recipes
 
 from reptile_jax import Batch, Task, fewshot_problem, models, presets, reptile
 
 
 def test_recipes_get_as_many_inner_gradients():
-    for recipe in recipes.RECIPES.values():
+    for recipe in recipe_list.RECIPES.values():
         config = recipes.configured(recipe, 2000)
         presets.check(config)
         assert config.meta_steps * config.meta_batch * config.inner_steps == 2000 * 5 * 5
@@ -29,7 +29,9 @@ def test_later_steps_is_reptile_with_another_weight_on_the_first_update():
     loss_fn = lambda params, batch: jnp.sum((params - batch) ** 2)
     params, task = jnp.ones(2), Task(jnp.arange(6.0).reshape(3, 2))
     sgd = optax.sgd(0.1)
-    delta = {w: recipes._later_steps(w)(loss_fn, sgd).estimate(params, None, task) for w in (0, 1)}
+    delta = {
+        w: recipe_list._later_steps(w)(loss_fn, sgd).estimate(params, None, task) for w in (0, 1)
+    }
     whole = reptile(loss_fn, sgd).estimate(params, None, task)
     chex.assert_trees_all_close(delta[1], whole, rtol=1e-6)
     first = 0.1 * 2 * (params - task.support[0])
@@ -53,7 +55,7 @@ def test_a_classifier_at_zero_stays_there_outside_and_learns_inside():
 
 def test_a_classifier_left_as_initialised_stays_and_the_rest_moves():
     params = models.omniglot_net(5).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    outer = recipes._classifier_as_initialised(presets.FewShotImages(size=8, meta_steps=2))
+    outer = recipe_list._classifier_as_initialised(presets.FewShotImages(size=8, meta_steps=2))
     updates, _ = outer.update(jax.tree.map(jnp.ones_like, params), outer.init(params), params)
     moved = optax.apply_updates(params, updates)["params"]
     chex.assert_trees_all_equal(moved["Dense_0"], params["params"]["Dense_0"])
@@ -63,7 +65,7 @@ def test_a_classifier_left_as_initialised_stays_and_the_rest_moves():
 
 def test_an_inner_rate_is_annealed_over_all_inner_steps_and_ends_at_the_presets():
     config = presets.FewShotImages(meta_steps=2, inner_steps=2, inner_rate=0.01)
-    inner = recipes._inner_from(0.03)(config)
+    inner = recipe_list._inner_from(0.03)(config)
     state, rates = inner.init(jnp.zeros(())), []
     for _ in range(6):
         # The first moment is off and the gradient constant, so an update is the rate.
