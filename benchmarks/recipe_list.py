@@ -9,12 +9,48 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reptile_jax import presets
-from reptile_jax.fewshot_problem import classifier_left_alone, meta_optimizer, meta_rate_schedule
+from reptile_jax import datasets, fewshot, presets
+from reptile_jax.fewshot_problem import (
+    classifier_left_alone,
+    meta_optimizer,
+    meta_rate_schedule,
+    training_tasks,
+)
 from reptile_jax.reptile import MetaGradient, inner_loop, reptile
 from reptile_jax.task_axis import TaskGradient
+from reptile_jax.tasks import Key, Task, TaskDistribution
 
 Config = presets.FewShotImages
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Balanced:
+    """Episodes for training in which every mini-batch has as many images of each class."""
+
+    episodes: fewshot.FewShot  # of a single mini-batch: all images, class by class
+    steps: int = dataclasses.field(metadata={"static": True})
+
+    def sample(self, key: Key) -> Task:
+        """One episode; no image comes twice."""
+        whole = self.episodes.sample(key).support
+        ways, each = self.episodes.ways, self.episodes.shots // self.steps
+
+        def split(leaf):
+            by_class = leaf.reshape(ways, self.steps, each, *leaf.shape[2:])
+            return by_class.swapaxes(0, 1).reshape(self.steps, ways * each, *leaf.shape[2:])
+
+        return Task(jax.tree.map(split, whole))
+
+
+def balanced_tasks(config: Config, splits: datasets.ImageSplits) -> Balanced:
+    """The episodes that a configuration is trained on, in balanced mini-batches."""
+    shots = config.inner_steps * config.inner_batch // config.ways
+    size = config.ways * shots
+    episodes = fewshot.few_shot(
+        splits.train, ways=config.ways, shots=shots, steps=1, batch_size=size
+    )
+    return Balanced(episodes, config.inner_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +61,16 @@ class Recipe:
     outer: Callable[[Config], optax.GradientTransformation] | None = None
     inner: Callable[[Config], optax.GradientTransformation] | None = None
     meta_gradient: Callable[..., MetaGradient] = reptile  # of a loss and the inner optimiser
+    tasks: Callable[[Config, datasets.ImageSplits], TaskDistribution] = training_tasks
     averaged: bool = False  # scores the mean of the parameters over the second half of training
 
 
 def _cosine(config: Config) -> optax.GradientTransformation:
     return optax.sgd(optax.cosine_decay_schedule(config.meta_rate, config.meta_steps))
+
+
+def _cosine_but_classifier(config: Config) -> optax.GradientTransformation:
+    return classifier_left_alone(_cosine(config))
 
 
 def _adam(config: Config) -> optax.GradientTransformation:
@@ -79,6 +120,7 @@ def _later_steps(first: float) -> Callable[..., MetaGradient]:
 
 _MOMENTUM = {"meta_momentum": 0.9}
 _ZERO = {"classifier": "zero"}
+_PAIRS = {**_ZERO, "inner_rate": 4e-3, "meta_batch": 2}
 RECIPES: dict[str, Recipe] = {
     "the paper": Recipe(),
     "outer step 2": Recipe({"meta_rate": 2.0}),
@@ -125,9 +167,29 @@ RECIPES: dict[str, Recipe] = {
     "classifier at zero, inner rate 0.004, ten inner steps": Recipe(
         {**_ZERO, "inner_rate": 4e-3, "inner_steps": 10}
     ),
-    "classifier at zero, inner rate 0.004, a meta-batch of two": Recipe(
-        {**_ZERO, "inner_rate": 4e-3, "meta_batch": 2}
+    "classifier at zero, inner rate 0.004, a meta-batch of one": Recipe(
+        {**_PAIRS, "meta_batch": 1}
     ),
+    "classifier at zero, inner rate 0.004, a meta-batch of two": Recipe(_PAIRS),
+    # These with one thing more.
+    "classifier at zero, pairs, carried": Recipe({**_PAIRS, "inner_state": "carried"}),
+    "classifier at zero, pairs, iterates averaged": Recipe(
+        {**_PAIRS, "meta_rate_final": 1.0}, averaged=True
+    ),
+    "classifier at zero, pairs, by a cosine": Recipe(_PAIRS, outer=_cosine_but_classifier),
+    "balanced batches": Recipe(tasks=balanced_tasks),
+    "classifier at zero, pairs, balanced batches": Recipe(_PAIRS, tasks=balanced_tasks),
+    "classifier at zero, pairs, trained at ten ways": Recipe({**_PAIRS, "ways": 10}),
+    "classifier at zero, pairs, trained at ten ways, balanced batches": Recipe(
+        {**_PAIRS, "ways": 10}, tasks=balanced_tasks
+    ),
+    "classifier at zero, pairs, trained at ten ways by batches of 20": Recipe(
+        {**_PAIRS, "ways": 10, "inner_batch": 20}
+    ),
+    "classifier at zero, pairs, trained at twenty ways by batches of 20": Recipe(
+        {**_PAIRS, "ways": 20, "inner_batch": 20}
+    ),
+    "classifier at zero, pairs, batches of 20": Recipe({**_PAIRS, "inner_batch": 20}),
     "classifier at zero, inner rate from 0.004": Recipe(_ZERO, inner=_inner_from(4e-3)),
     "classifier at zero, inner rate from 0.004, a meta-batch of two": Recipe(
         {**_ZERO, "meta_batch": 2}, inner=_inner_from(4e-3)

@@ -26,7 +26,7 @@ from reptile_jax.fewshot_problem import (
     held_out_tasks,
     meta_optimizer,
     problem_of,
-    training_tasks,
+    resized,
 )
 from reptile_jax.reptile import meta_learner, reptile
 from reptile_jax.train import train
@@ -60,7 +60,9 @@ def main(argv: list[str]) -> int:
             arm = name.replace(",", "").replace(" ", "-")
             found = arm_files.stored(folder, arm, settings)
             if found is None and name in args.only:
-                measured = functools.partial(tried, recipe, config, splits, args.tasks, mesh)
+                measured = functools.partial(
+                    tried, recipe, config, splits, args.tasks, presets.PAPER[args.preset].ways, mesh
+                )
                 found = arm_files.run(folder, arm, settings, measured)
             if found is not None:
                 data[name] = found
@@ -95,6 +97,7 @@ def tried(
     config: Config,
     splits: datasets.ImageSplits,
     num_tasks: int,
+    ways: int,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """The paper's training with something changed, at as many inner gradients.
@@ -102,6 +105,9 @@ def tried(
     The scores, with 95% intervals over the tasks, are on tasks of 100 characters of the training
     split that are kept apart with all their turns, the same tasks for every recipe; one training
     each. No test character has a part in the choice.
+
+    Args:
+      ways: of the held-out tasks; a training with others needs a classifier at zero.
     """
     problem = problem_of(config, mesh)
     inner = recipe.inner(config) if recipe.inner else problem.inner_optimizer
@@ -119,7 +125,7 @@ def tried(
     for state, _ in train(
         learner,
         first,
-        training_tasks(config, splits),
+        recipe.tasks(config, splits),
         jax.random.fold_in(root, 1),
         until=config.meta_steps,
         meta_batch=config.meta_batch,
@@ -130,11 +136,16 @@ def tried(
     jax.block_until_ready(state)
     seconds = time.perf_counter() - begin
     params = jax.tree.map(lambda leaf: leaf / number, total) if number else state.params
+    state = state._replace(params=params)
+    if ways != config.ways:
+        config = dataclasses.replace(config, ways=ways)
+        problem = problem_of(config, mesh)
+        state = resized(state, jax.eval_shape(problem.first_state))
     result = evaluate.evaluate(
         problem.loss_fn,
         fewshot.accuracy(problem.model.apply),
         inner,
-        params,
+        state.params,
         held_out_tasks(config, splits),
         jax.random.key(1),
         num_tasks=num_tasks,

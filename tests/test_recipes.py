@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import recipe_list, recipes
 
-from reptile_jax import Batch, Task, fewshot_problem, models, presets, reptile
+from reptile_jax import Batch, Task, datasets, fewshot, fewshot_problem, models, presets, reptile
 
 
 def test_recipes_get_as_many_inner_gradients():
@@ -29,9 +29,8 @@ def test_later_steps_is_reptile_with_another_weight_on_the_first_update():
     loss_fn = lambda params, batch: jnp.sum((params - batch) ** 2)
     params, task = jnp.ones(2), Task(jnp.arange(6.0).reshape(3, 2))
     sgd = optax.sgd(0.1)
-    delta = {
-        w: recipe_list._later_steps(w)(loss_fn, sgd).estimate(params, None, task) for w in (0, 1)
-    }
+    estimate = lambda w: recipe_list._later_steps(w)(loss_fn, sgd).estimate(params, None, task)
+    delta = {w: estimate(w) for w in (0, 1)}
     whole = reptile(loss_fn, sgd).estimate(params, None, task)
     chex.assert_trees_all_close(delta[1], whole, rtol=1e-6)
     first = 0.1 * 2 * (params - task.support[0])
@@ -51,6 +50,33 @@ def test_a_classifier_at_zero_stays_there_outside_and_learns_inside():
     assert (state.params["params"]["Conv_0"]["kernel"] != start["Conv_0"]["kernel"]).any()
     np.testing.assert_allclose(info.losses[:, 0], np.log(5), rtol=1e-6)
     assert (info.losses[:, 2] < info.losses[:, 0]).all()
+
+
+def test_balanced_batches_hold_every_class_as_often_and_no_image_twice():
+    images = np.arange(8 * 20, dtype=np.uint8).reshape(-1, 1, 1, 1)  # class c: 20 c to 20 c + 19
+    classes = fewshot.ImageClasses(images, np.arange(8) * 20, np.full(8, 20))
+    splits = datasets.ImageSplits(classes, classes, [str(c) for c in range(8)], [])
+    config = presets.FewShotImages(ways=4, inner_steps=3, inner_batch=8)
+    inputs, labels = recipe_list.balanced_tasks(config, splits).sample(jax.random.key(0)).support
+    drawn = np.round(np.asarray(inputs).reshape(3, 8) * 255).astype(int)
+    np.testing.assert_array_equal(labels, np.tile(np.arange(4).repeat(2), (3, 1)))
+    assert len(np.unique(drawn)) == 3 * 8
+    for label in range(4):
+        assert len(np.unique(drawn[labels == label] // 20)) == 1
+
+
+def test_a_training_at_other_ways_is_scored_at_the_asked_ones():
+    images = np.random.default_rng(0).integers(0, 255, (6 * 12, 8, 8, 1), np.uint8)
+    six = fewshot.ImageClasses(images, np.arange(6) * 12, np.full(6, 12))
+    two = fewshot.ImageClasses(images, np.arange(2) * 12, np.full(2, 12))
+    splits = datasets.ImageSplits(six, two, tuple("abcdef"), tuple("ab"))
+    recipe = recipes.Recipe({"ways": 5, "classifier": "zero"}, averaged=True)
+    config = dataclasses.replace(
+        recipes.configured(recipe, 2), size=8, eval_steps=2, steps_per_dispatch=1
+    )
+    with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
+        found = recipes.tried(recipe, config, splits, 3, ways=2)
+    assert all(0 <= accuracy <= 100 for accuracy in found["accuracy"].values())
 
 
 def test_a_classifier_left_as_initialised_stays_and_the_rest_moves():
