@@ -13,12 +13,18 @@ from benchmarks import measure
 from reptile_jax import json_files, report
 
 
-def stored(folder: Path, arm: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an arm left with just these settings: the newest, if it was run afresh; else None."""
+def stored(
+    folder: Path, arm: str, settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """What an arm left with just these settings: the newest, if it was run afresh; else None.
+
+    Args:
+      defaults: of settings that are younger than some of the files.
+    """
     wanted, found = json.loads(_text(settings)), []
     for path in folder.glob(f"{arm}*.json"):
         content = json.loads(path.read_text())
-        if content["arm"] == arm and content["settings"] == wanted:
+        if content["arm"] == arm and {**(defaults or {}), **content["settings"]} == wanted:
             found.append(content)
     return max(found, key=lambda content: content["run"], default=None)
 

@@ -9,48 +9,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reptile_jax import datasets, fewshot, presets
+from reptile_jax import presets
 from reptile_jax.fewshot_problem import (
     classifier_left_alone,
     meta_optimizer,
     meta_rate_schedule,
-    training_tasks,
 )
 from reptile_jax.reptile import MetaGradient, inner_loop, reptile
 from reptile_jax.task_axis import TaskGradient
-from reptile_jax.tasks import Key, Task, TaskDistribution
 
 Config = presets.FewShotImages
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Balanced:
-    """Episodes for training in which every mini-batch has as many images of each class."""
-
-    episodes: fewshot.FewShot  # of a single mini-batch: all images, class by class
-    steps: int = dataclasses.field(metadata={"static": True})
-
-    def sample(self, key: Key) -> Task:
-        """One episode; no image comes twice."""
-        whole = self.episodes.sample(key).support
-        ways, each = self.episodes.ways, self.episodes.shots // self.steps
-
-        def split(leaf):
-            by_class = leaf.reshape(ways, self.steps, each, *leaf.shape[2:])
-            return by_class.swapaxes(0, 1).reshape(self.steps, ways * each, *leaf.shape[2:])
-
-        return Task(jax.tree.map(split, whole))
-
-
-def balanced_tasks(config: Config, splits: datasets.ImageSplits) -> Balanced:
-    """The episodes that a configuration is trained on, in balanced mini-batches."""
-    shots = config.inner_steps * config.inner_batch // config.ways
-    size = config.ways * shots
-    episodes = fewshot.few_shot(
-        splits.train, ways=config.ways, shots=shots, steps=1, batch_size=size
-    )
-    return Balanced(episodes, config.inner_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +29,6 @@ class Recipe:
     outer: Callable[[Config], optax.GradientTransformation] | None = None
     inner: Callable[[Config], optax.GradientTransformation] | None = None
     meta_gradient: Callable[..., MetaGradient] = reptile  # of a loss and the inner optimiser
-    tasks: Callable[[Config, datasets.ImageSplits], TaskDistribution] = training_tasks
     averaged: bool = False  # scores the mean of the parameters over the second half of training
 
 
@@ -120,6 +87,7 @@ def _later_steps(first: float) -> Callable[..., MetaGradient]:
 
 _MOMENTUM = {"meta_momentum": 0.9}
 _ZERO = {"classifier": "zero"}
+_EVEN = {"balanced_batches": True}
 _PAIRS = {**_ZERO, "inner_rate": 4e-3, "meta_batch": 2}
 RECIPES: dict[str, Recipe] = {
     "the paper": Recipe(),
@@ -177,11 +145,11 @@ RECIPES: dict[str, Recipe] = {
         {**_PAIRS, "meta_rate_final": 1.0}, averaged=True
     ),
     "classifier at zero, pairs, by a cosine": Recipe(_PAIRS, outer=_cosine_but_classifier),
-    "balanced batches": Recipe(tasks=balanced_tasks),
-    "classifier at zero, pairs, balanced batches": Recipe(_PAIRS, tasks=balanced_tasks),
+    "balanced batches": Recipe(_EVEN),
+    "classifier at zero, pairs, balanced batches": Recipe({**_PAIRS, **_EVEN}),
     "classifier at zero, pairs, trained at ten ways": Recipe({**_PAIRS, "ways": 10}),
     "classifier at zero, pairs, trained at ten ways, balanced batches": Recipe(
-        {**_PAIRS, "ways": 10}, tasks=balanced_tasks
+        {**_PAIRS, **_EVEN, "ways": 10}
     ),
     "classifier at zero, pairs, trained at ten ways by batches of 20": Recipe(
         {**_PAIRS, "ways": 10, "inner_batch": 20}

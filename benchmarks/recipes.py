@@ -27,6 +27,7 @@ from reptile_jax.fewshot_problem import (
     meta_optimizer,
     problem_of,
     resized,
+    training_tasks,
 )
 from reptile_jax.reptile import meta_learner, reptile
 from reptile_jax.train import train
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
             }
             folder = measure.RESULTS / "recipes" / args.preset
             arm = name.replace(",", "").replace(" ", "-")
-            found = arm_files.stored(folder, arm, settings)
+            found = arm_files.stored(folder, arm, settings, dataclasses.asdict(Config()))
             if found is None and name in args.only:
                 measured = functools.partial(
                     tried, recipe, config, splits, args.tasks, presets.PAPER[args.preset].ways, mesh
@@ -125,7 +126,7 @@ def tried(
     for state, _ in train(
         learner,
         first,
-        recipe.tasks(config, splits),
+        training_tasks(config, splits),
         jax.random.fold_in(root, 1),
         until=config.meta_steps,
         meta_batch=config.meta_batch,

@@ -402,6 +402,7 @@ def test_a_run_is_never_overwritten(trained, pictures, capsys):
         (["--meta-batch", "-3"], "meta_batch is at least 1, got -3"),
         (["--inner-rate", "nan"], "inner_rate is a finite number, got nan"),
         (["--meta-momentum", "1.5"], "meta_momentum is between 0 and 1, got 1.5"),
+        (["--balanced-batches", "--inner-batch", "3"], "an inner_batch of 3 cannot hold 2 classes"),
         (["--dataset", "omniglot"], "--dataset is what follows train: train omniglot"),
     ],
 )

@@ -204,6 +204,35 @@ def test_with_replacement_every_batch_is_drawn_afresh(afresh):
     np.testing.assert_array_equal(classes[afresh.support.targets], drawn[..., 0])
 
 
+def test_balanced_mini_batches_cycle_through_each_class_by_itself():
+    sizes = {**SIZES, "batch_size": 8, "query_shots": 0}  # two of each class, of three shots
+    balanced = few_shot(made_up(), **sizes, balanced=True)
+    batches = jax.device_get(episodes(balanced, jax.random.split(jax.random.key(0), 2000))).support
+    assert (batches.targets == np.arange(4).repeat(2)).all()
+    images = identities(batches.inputs).reshape(2000, 5, 4, 2, 2)
+    in_a_row = images.swapaxes(1, 2).reshape(2000, 4, 10, 2)  # [..., ways, of each class, 2]
+    classes, numbers = in_a_row[..., 0], in_a_row[..., 1]
+    assert (classes == classes[..., :1]).all()
+    assert (np.diff(np.sort(classes[..., 0])) > 0).all()
+    passes = numbers[..., :9].reshape(2000, 4, 3, 3)
+    assert (np.diff(np.sort(passes)) > 0).all()
+    assert (np.sort(passes) == np.sort(passes[:, :, :1])).all()
+    # Where the first image of a class's first pass stands in its second: passes are shuffled anew.
+    places = (passes[:, :, 1] == passes[:, :, 0, :1]).argmax(-1)
+    assert_equally_likely([np.bincount(places[:, way], minlength=3) for way in range(4)])
+
+
+def test_balanced_mini_batches_drawn_afresh():
+    sizes = {**SIZES, "batch_size": 8, "steps": 40, "query_shots": 0}
+    balanced = few_shot(made_up(), **sizes, balanced=True, replace=True)
+    batches = jax.device_get(episode(balanced, jax.random.key(1))).support
+    assert (np.sort(batches.targets) == np.arange(4).repeat(2)).all()
+    images = identities(batches.inputs).tolist()
+    assert all(len(set(map(tuple, batch))) == 8 for batch in images)
+    passes = [batch[:2] + after[:1] for batch, after in itertools.pairwise(images)]
+    assert any(len(set(map(tuple, one))) < 3 for one in passes)
+
+
 def test_images_are_scaled_from_0_to_1(many):
     inputs = many.query.inputs
     assert inputs.dtype == np.float32
@@ -319,6 +348,7 @@ def test_the_images_are_an_argument_and_not_a_part_of_the_program(distribution):
             {"replace": True, "batch_size": 13},
             "with replace, a batch of 13 is drawn from 12 support images: lower batch_size",
         ),
+        ({"balanced": True}, "batches of 5 cannot hold 4 classes equally often: make batch_size a"),
     ],
 )
 def test_bad_sizes_are_named(changes, message):

@@ -52,19 +52,6 @@ def test_a_classifier_at_zero_stays_there_outside_and_learns_inside():
     assert (info.losses[:, 2] < info.losses[:, 0]).all()
 
 
-def test_balanced_batches_hold_every_class_as_often_and_no_image_twice():
-    images = np.arange(8 * 20, dtype=np.uint8).reshape(-1, 1, 1, 1)  # class c: 20 c to 20 c + 19
-    classes = fewshot.ImageClasses(images, np.arange(8) * 20, np.full(8, 20))
-    splits = datasets.ImageSplits(classes, classes, [str(c) for c in range(8)], [])
-    config = presets.FewShotImages(ways=4, inner_steps=3, inner_batch=8)
-    inputs, labels = recipe_list.balanced_tasks(config, splits).sample(jax.random.key(0)).support
-    drawn = np.round(np.asarray(inputs).reshape(3, 8) * 255).astype(int)
-    np.testing.assert_array_equal(labels, np.tile(np.arange(4).repeat(2), (3, 1)))
-    assert len(np.unique(drawn)) == 3 * 8
-    for label in range(4):
-        assert len(np.unique(drawn[labels == label] // 20)) == 1
-
-
 def test_a_training_at_other_ways_is_scored_at_the_asked_ones():
     images = np.random.default_rng(0).integers(0, 255, (6 * 12, 8, 8, 1), np.uint8)
     six = fewshot.ImageClasses(images, np.arange(6) * 12, np.full(6, 12))

@@ -1,6 +1,7 @@
 """N-way K-shot episodes, drawn on the device from one array of images."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ class FewShot:
     steps: int = dataclasses.field(metadata={"static": True})
     batch_size: int = dataclasses.field(metadata={"static": True})
     replace: bool = dataclasses.field(metadata={"static": True})
+    balanced: bool = dataclasses.field(metadata={"static": True})
 
     def sample(self, key: Key) -> Task:
         """One episode: support `Batch` `[steps, batch_size, ...]`, query an `Episode`.
@@ -59,13 +61,7 @@ class FewShot:
         index = jnp.asarray(self.classes.starts)[drawn][:, None] + picks
         support = index[:, : self.shots].reshape(-1)
         labels = jnp.repeat(jnp.arange(self.ways, dtype=jnp.int32), self.shots)
-        order = minibatch_order(
-            batch_key,
-            self.ways * self.shots,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            replace=self.replace,
-        )
+        order = self._minibatch_order(batch_key)
         batches = Batch(self._images(support[order]), labels[order])
         if not self.query_shots:
             return Task(batches)
@@ -75,6 +71,17 @@ class FewShot:
             Batch(self._images(support), labels),
         )
         return Task(batches, query)
+
+    def _minibatch_order(self, key: Key) -> jax.Array:
+        """Indices `[steps, batch_size]` into the support set, which stands class by class."""
+        draw = functools.partial(minibatch_order, steps=self.steps, replace=self.replace)
+        if not self.balanced:
+            return draw(key, self.ways * self.shots, batch_size=self.batch_size)
+        keys, each = jax.random.split(key, self.ways), self.batch_size // self.ways
+        within = jax.vmap(lambda key: draw(key, self.shots, batch_size=each))(keys)
+        firsts = self.shots * jnp.arange(self.ways)  # of each class
+        order = firsts[:, None, None] + within  # [ways, steps, each]
+        return order.swapaxes(0, 1).reshape(self.steps, self.batch_size)
 
     def _images(self, index: jax.Array) -> jax.Array:
         return jnp.asarray(self.classes.images)[index].astype(jnp.float32) / 255
@@ -89,6 +96,7 @@ def few_shot(
     batch_size: int,
     query_shots: int = 0,
     replace: bool = False,
+    balanced: bool = False,
 ) -> FewShot:
     """Episodes over `classes`: `ways` distinct ones, and of each distinct images.
 
@@ -99,6 +107,9 @@ def few_shot(
       steps, batch_size: the inner loop's mini-batches of the support set, as in `minibatches`.
       query_shots: query images of each class.
       replace: draw each mini-batch afresh.
+      balanced: each mini-batch has `batch_size / ways` images of every class, for which each class
+        is shuffled and cycled through by itself. Not the paper's, but what a 1-shot evaluation
+        shows the network, whose batch norm sees whole mini-batches.
 
     Raises:
       TypeError: for sizes that are not integers, or images that are not uint8.
@@ -116,13 +127,18 @@ def few_shot(
             f"shots={shots} and query_shots={query_shots} need {shots + query_shots} images of "
             f"each class, but class {int(np.argmin(classes.counts))} has {fewest}."
         )
+    if balanced and batch_size % ways:
+        raise ValueError(
+            f"balanced mini-batches of {batch_size} cannot hold {ways} classes equally often: make "
+            "batch_size a multiple of ways."
+        )
     if replace and batch_size > ways * shots:
         raise ValueError(
             f"with replace, a batch of {batch_size} is drawn from {ways * shots} support images: "
             "lower batch_size."
         )
     classes = jax.tree.map(jnp.asarray, classes)
-    return FewShot(classes, ways, shots, query_shots, steps, batch_size, replace)
+    return FewShot(classes, ways, shots, query_shots, steps, batch_size, replace, balanced)
 
 
 def _check_classes(classes: ImageClasses) -> None:

@@ -102,6 +102,7 @@ def training_tasks(config: presets.FewShotImages, splits: datasets.ImageSplits) 
         shots=config.train_shots,
         steps=config.inner_steps,
         batch_size=config.inner_batch,
+        balanced=config.balanced_batches,
     )
 
 
