@@ -19,7 +19,7 @@ def stored(
     """What an arm left with just these settings: the newest, if it was run afresh; else None.
 
     Args:
-      defaults: of settings that are younger than some of the files.
+      defaults: of settings that older files may lack.
     """
     wanted, found = json.loads(_text(settings)), []
     for path in folder.glob(f"{arm}*.json"):

@@ -36,10 +36,6 @@ def _cosine(config: Config) -> optax.GradientTransformation:
     return optax.sgd(optax.cosine_decay_schedule(config.meta_rate, config.meta_steps))
 
 
-def _cosine_but_classifier(config: Config) -> optax.GradientTransformation:
-    return classifier_left_alone(_cosine(config))
-
-
 def _adam(config: Config) -> optax.GradientTransformation:
     return optax.adam(meta_rate_schedule(config))
 
@@ -87,7 +83,7 @@ def _later_steps(first: float) -> Callable[..., MetaGradient]:
 
 _MOMENTUM = {"meta_momentum": 0.9}
 _ZERO = {"classifier": "zero"}
-_EVEN = {"balanced_batches": True}
+_BALANCED = {"balanced_batches": True}
 _PAIRS = {**_ZERO, "inner_rate": 4e-3, "meta_batch": 2}
 RECIPES: dict[str, Recipe] = {
     "the paper": Recipe(),
@@ -135,29 +131,21 @@ RECIPES: dict[str, Recipe] = {
     "classifier at zero, inner rate 0.004, ten inner steps": Recipe(
         {**_ZERO, "inner_rate": 4e-3, "inner_steps": 10}
     ),
-    "classifier at zero, inner rate 0.004, a meta-batch of one": Recipe(
-        {**_PAIRS, "meta_batch": 1}
-    ),
     "classifier at zero, inner rate 0.004, a meta-batch of two": Recipe(_PAIRS),
-    # These with one thing more.
-    "classifier at zero, pairs, carried": Recipe({**_PAIRS, "inner_state": "carried"}),
-    "classifier at zero, pairs, iterates averaged": Recipe(
-        {**_PAIRS, "meta_rate_final": 1.0}, averaged=True
+    "balanced batches": Recipe(_BALANCED),
+    # Pairs: a classifier at zero, inner rate 0.004, a meta-batch of two.
+    "pairs, balanced batches": Recipe({**_PAIRS, **_BALANCED}),
+    "pairs, balanced batches, inner rate 0.002": Recipe(
+        {**_PAIRS, **_BALANCED, "inner_rate": 2e-3}
     ),
-    "classifier at zero, pairs, by a cosine": Recipe(_PAIRS, outer=_cosine_but_classifier),
-    "balanced batches": Recipe(_EVEN),
-    "classifier at zero, pairs, balanced batches": Recipe({**_PAIRS, **_EVEN}),
-    "classifier at zero, pairs, trained at ten ways": Recipe({**_PAIRS, "ways": 10}),
-    "classifier at zero, pairs, trained at ten ways, balanced batches": Recipe(
-        {**_PAIRS, **_EVEN, "ways": 10}
+    "pairs, balanced batches, inner state carried": Recipe(
+        {**_PAIRS, **_BALANCED, "inner_state": "carried"}
     ),
-    "classifier at zero, pairs, trained at ten ways by batches of 20": Recipe(
-        {**_PAIRS, "ways": 10, "inner_batch": 20}
+    "pairs, balanced batches, iterates averaged": Recipe(
+        {**_PAIRS, **_BALANCED, "meta_rate_final": 1.0}, averaged=True
     ),
-    "classifier at zero, pairs, trained at twenty ways by batches of 20": Recipe(
-        {**_PAIRS, "ways": 20, "inner_batch": 20}
-    ),
-    "classifier at zero, pairs, batches of 20": Recipe({**_PAIRS, "inner_batch": 20}),
+    "pairs, trained at ten ways": Recipe({**_PAIRS, "ways": 10}),
+    "pairs, trained at ten ways, balanced batches": Recipe({**_PAIRS, **_BALANCED, "ways": 10}),
     "classifier at zero, inner rate from 0.004": Recipe(_ZERO, inner=_inner_from(4e-3)),
     "classifier at zero, inner rate from 0.004, a meta-batch of two": Recipe(
         {**_ZERO, "meta_batch": 2}, inner=_inner_from(4e-3)

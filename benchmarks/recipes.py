@@ -104,11 +104,8 @@ def tried(
     """The paper's training with something changed, at as many inner gradients.
 
     The scores, with 95% intervals over the tasks, are on tasks of 100 characters of the training
-    split that are kept apart with all their turns, the same tasks for every recipe; one training
-    each. No test character has a part in the choice.
-
-    Args:
-      ways: of the held-out tasks; a training with others needs a classifier at zero.
+    split that are kept apart with all their turns, the same tasks for every recipe, at the
+    preset's ways; one training each. No test character has a part in the choice.
     """
     problem = problem_of(config, mesh)
     inner = recipe.inner(config) if recipe.inner else problem.inner_optimizer
@@ -138,10 +135,11 @@ def tried(
     seconds = time.perf_counter() - begin
     params = jax.tree.map(lambda leaf: leaf / number, total) if number else state.params
     state = state._replace(params=params)
-    if ways != config.ways:
+    if ways != config.ways:  # with a classifier at zero, which is one for any number
         config = dataclasses.replace(config, ways=ways)
         problem = problem_of(config, mesh)
-        state = resized(state, jax.eval_shape(problem.first_state))
+        like = jax.eval_shape(lambda: learner.init(problem.first_state().params))
+        state = resized(state, like)
     result = evaluate.evaluate(
         problem.loss_fn,
         fewshot.accuracy(problem.model.apply),

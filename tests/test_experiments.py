@@ -104,6 +104,12 @@ def test_an_arm_is_measured_once_and_never_overwritten(tmp_path):
     assert run({"rate": 0.1, "weights": (1, 2)}, fresh=True)["call"] == 3
     assert arm_files.stored(tmp_path, "a", {"rate": 0.1, "weights": (1, 2)})["data"]["call"] == 3
     assert arm_files.stored(tmp_path, "a", {"rate": 0.3}) is None
+    younger = lambda *defaults, **asked: arm_files.stored(tmp_path, "a", asked, *defaults)
+    assert younger(rate=0.1, weights=(1, 2), momentum=0.0) is None
+    defaults = {"rate": 0.5, "momentum": 0.0}  # what a file says counts before them
+    assert younger(defaults, rate=0.1, weights=(1, 2), momentum=0.0)["data"]["call"] == 3
+    assert younger(defaults, rate=0.1, weights=(1, 2), momentum=0.9) is None
+    assert younger(defaults, rate=0.5, weights=(1, 2), momentum=0.0) is None
     stored = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert sorted(content["data"]["call"] for content in stored) == [1, 2, 3]
 

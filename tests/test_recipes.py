@@ -52,18 +52,35 @@ def test_a_classifier_at_zero_stays_there_outside_and_learns_inside():
     assert (info.losses[:, 2] < info.losses[:, 0]).all()
 
 
+def image_splits(train_classes, test_classes):
+    """Each class is one random picture under noise."""
+    draw = np.random.default_rng(0).integers
+    pictures, noise = draw(0, 200, (train_classes, 1, 8, 8, 1)), draw(0, 55, (1, 12, 8, 8, 1))
+    images = (pictures + noise).astype(np.uint8).reshape(-1, 8, 8, 1)
+    classes = lambda n: fewshot.ImageClasses(images, np.arange(n) * 12, np.full(n, 12))
+    names = lambda n: tuple(map(str, range(n)))
+    return datasets.ImageSplits(
+        classes(train_classes), classes(test_classes), names(train_classes), names(test_classes)
+    )
+
+
+def test_a_configurations_training_tasks_are_balanced_if_it_says_so():
+    for balanced in (False, True):
+        config = presets.FewShotImages(size=8, balanced_batches=balanced)
+        tasks = fewshot_problem.training_tasks(config, image_splits(5, 5))
+        labels = np.sort(tasks.sample(jax.random.key(0)).support.targets)
+        assert (labels == np.arange(5).repeat(2)).all() == balanced
+
+
 def test_a_training_at_other_ways_is_scored_at_the_asked_ones():
-    images = np.random.default_rng(0).integers(0, 255, (6 * 12, 8, 8, 1), np.uint8)
-    six = fewshot.ImageClasses(images, np.arange(6) * 12, np.full(6, 12))
-    two = fewshot.ImageClasses(images, np.arange(2) * 12, np.full(2, 12))
-    splits = datasets.ImageSplits(six, two, tuple("abcdef"), tuple("ab"))
-    recipe = recipes.Recipe({"ways": 5, "classifier": "zero"}, averaged=True)
+    splits = image_splits(6, 2)  # held-out tasks of five ways could not be drawn
+    recipe = recipe_list.Recipe({"classifier": "zero"}, averaged=True)
     config = dataclasses.replace(
-        recipes.configured(recipe, 2), size=8, eval_steps=2, steps_per_dispatch=1
+        recipes.configured(recipe, 4), size=8, eval_steps=20, steps_per_dispatch=1
     )
     with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
-        found = recipes.tried(recipe, config, splits, 3, ways=2)
-    assert all(0 <= accuracy <= 100 for accuracy in found["accuracy"].values())
+        found = recipes.tried(recipe, config, splits, 20, ways=2)
+    assert all(70 < accuracy <= 100 for accuracy in found["accuracy"].values())
 
 
 def test_a_classifier_left_as_initialised_stays_and_the_rest_moves():

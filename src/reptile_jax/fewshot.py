@@ -108,13 +108,14 @@ def few_shot(
       query_shots: query images of each class.
       replace: draw each mini-batch afresh.
       balanced: each mini-batch has `batch_size / ways` images of every class, for which each class
-        is shuffled and cycled through by itself. Not the paper's, but what a 1-shot evaluation
-        shows the network, whose batch norm sees whole mini-batches.
+        is shuffled and cycled through by itself. Not the paper's, but batch norm, which sees whole
+        mini-batches, meets such ones in 1-shot evaluation by batches of `ways`.
 
     Raises:
       TypeError: for sizes that are not integers, or images that are not uint8.
-      ValueError: for sizes below 1, more classes or images than there are, or classes that lie
-        outside the array of images.
+      ValueError: for sizes below 1, more classes or images than there are, classes that lie outside
+        the array of images, balanced mini-batches whose size is no multiple of `ways`, and with
+        `replace` for mini-batches larger than the support set.
     """
     check_integers(ways=ways, shots=shots, steps=steps, batch_size=batch_size)
     check_integers(0, query_shots=query_shots)
