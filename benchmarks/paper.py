@@ -2,7 +2,7 @@
 
     python -m benchmarks.paper o15 --data DIR     # stopped, it goes on
     python -m benchmarks.paper o15 --data DIR --inner-state carried    # as the released code
-    python -m benchmarks.paper o15-zero-quarter --data DIR    # or o120, sinusoid, m15-made
+    python -m benchmarks.paper o15-balanced-quarter --data DIR    # or o120, sinusoid, m15-made
     python -m benchmarks.paper report             # the README's tables and pictures, from the JSON
 
 Trainings are runs like any other, under `runs/paper/`; what is published of them goes to

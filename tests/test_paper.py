@@ -137,9 +137,9 @@ def test_a_training_is_published_as_each_row_it_serves(tmp_path, monkeypatch):
     monkeypatch.setattr(paper, "learning_curve", lambda folder: {})
     monkeypatch.setattr(paper, "publish", published.__setitem__)
     rows = ("o15", "o55", "o120")
-    paper.few_shot("o15-zero-quarter", rows)(paper.Options(()))
+    paper.few_shot("o15-balanced-quarter", rows)(paper.Options(()))
     assert asked == [(5, 1, 5, 10_000), (5, 5, 5, 10_000), (20, 1, 10, 2_500)]
-    names = [f"{row}-zero-quarter-seed0" for row in rows]
+    names = [f"{row}-balanced-quarter-seed0" for row in rows]
     assert [*published] == names
     assert all(published[name]["row"] is None for name in names)
     policy = paper.Options((), seed=3, inner_state="carried", meta_steps=None)

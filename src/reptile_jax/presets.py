@@ -136,13 +136,12 @@ def _rows() -> dict[str, FewShotImages]:
 PAPER: dict[str, FewShotImages] = _rows()
 # Not of the paper: classifiers that start every task at zero, a larger inner rate, and more meta
 # steps of fewer tasks; in the best, mini-batches that hold every class as often.
-_ZERO = FewShotImages(classifier="zero", inner_rate=4e-3)
-_BALANCED = dataclasses.replace(_ZERO, meta_batch=2, balanced_batches=True)
+_PAIRS = FewShotImages(classifier="zero", inner_rate=4e-3, meta_batch=2, meta_steps=62_500)
+_BALANCED = dataclasses.replace(_PAIRS, balanced_batches=True)
 BEYOND: dict[str, FewShotImages] = {
     "o15-balanced": dataclasses.replace(_BALANCED, meta_steps=250_000),
     # And with a quarter of o15's inner gradients:
-    "o15-balanced-quarter": dataclasses.replace(_BALANCED, meta_steps=62_500),
-    "o15-zero-pairs": dataclasses.replace(_ZERO, meta_batch=2, meta_steps=62_500),
-    "o15-zero-quarter": dataclasses.replace(_ZERO, meta_steps=25_000),
+    "o15-balanced-quarter": _BALANCED,
+    "o15-zero-pairs": _PAIRS,
 }
 ALL: dict[str, FewShotImages] = PAPER | BEYOND
