@@ -93,6 +93,15 @@ def test_a_classifier_left_as_initialised_stays_and_the_rest_moves():
     np.testing.assert_allclose(moved["Conv_0"]["kernel"], kernel - 1, rtol=1e-6)
 
 
+def test_parameters_lose_a_share_of_themselves_at_every_inner_step():
+    config = presets.FewShotImages(inner_rate=0.1)
+    inner = recipe_list._inner_decay(0.01)(config)
+    params = jnp.array([10.0, 2.0])
+    with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
+        updates, _ = inner.update(jnp.array([1.0, 0.0]), inner.init(params), params)
+    np.testing.assert_allclose(updates, [-0.1 - 0.1, -0.02], rtol=1e-4)
+
+
 def test_an_inner_rate_is_annealed_over_all_inner_steps_and_ends_at_the_presets():
     config = presets.FewShotImages(meta_steps=2, inner_steps=2, inner_rate=0.01)
     inner = recipe_list._inner_from(0.03)(config)
