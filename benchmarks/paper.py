@@ -42,6 +42,7 @@ class Options:
     seed: int = 0  # of the training
     meta_steps: int | None = None  # fewer than the paper's; published under a name that says so
     inner_state: InnerState | None = None  # another than the preset's, likewise
+    balanced_eval: bool = False  # balanced mini-batches in evaluation as well, likewise
     eval_tasks: int = 10_000  # of each row at the ways of the training; of others, as many queries
     devices: int | None = None  # that share the tasks; by default as `reptile-jax train` has it
 
@@ -53,29 +54,24 @@ def few_shot(preset: str, rows: tuple[str, ...]) -> Training:
     """One training of a preset, evaluated as each of the paper's `rows` that it serves."""
 
     def run(options: Options, mesh: Mesh | None = None) -> None:
-        config = dataclasses.replace(
-            presets.ALL[preset], seed=options.seed, eval_tasks=options.eval_tasks
-        )
-        name = preset
-        if options.inner_state not in (None, config.inner_state):
-            config = dataclasses.replace(config, inner_state=options.inner_state)
-            name = f"{name}-{options.inner_state}"
-        if options.meta_steps is not None:
-            config = dataclasses.replace(config, meta_steps=options.meta_steps)
-            name = f"{name}-{options.meta_steps}-steps"
+        config, name = asked_for(preset, options)
         folder = options.runs / f"{name}-seed{options.seed}"
         trained(config, folder, options.data, mesh)
+        # A row of the paper: its own preset, whole, evaluated as there.
+        whole = preset == rows[0] and options.meta_steps is None and not options.balanced_eval
+        rest = name.removeprefix(rows[0]) + ("-balanced-eval" if options.balanced_eval else "")
         for row in rows:
-            fields = ("ways", "shots", "eval_batch")
-            changes = {field: getattr(presets.PAPER[row], field) for field in fields}
-            # At more ways than in training, fewer tasks: as many query images, for as much time.
-            changes["eval_tasks"] = max(2, config.eval_tasks * config.ways // changes["ways"])
+            changes = evaluation_of(row, config)
+            if options.balanced_eval:
+                if changes["ways"] * changes["shots"] == changes["eval_batch"]:
+                    continue  # every mini-batch is the support set
+                changes |= balanced(presets.PAPER[row])
             asked = dataclasses.replace(config, **changes)
             result = scored(asked, folder, options.data, changes, mesh)
             publish(
-                f"{row}{name.removeprefix(rows[0])}-seed{options.seed}",
+                f"{row}{rest}-seed{options.seed}",
                 {
-                    "row": row if preset == rows[0] and options.meta_steps is None else None,
+                    "row": row if whole else None,
                     "preset": preset,
                     "accuracy": result["accuracy"],
                     "tasks": result["tasks"],
@@ -88,6 +84,35 @@ def few_shot(preset: str, rows: tuple[str, ...]) -> Training:
             )
 
     return run
+
+
+def asked_for(preset: str, options: Options) -> tuple[presets.FewShotImages, str]:
+    """The training that the options make of a preset, and its name."""
+    config, name = presets.ALL[preset], preset
+    config = dataclasses.replace(config, seed=options.seed, eval_tasks=options.eval_tasks)
+    if options.inner_state not in (None, config.inner_state):
+        config = dataclasses.replace(config, inner_state=options.inner_state)
+        name = f"{name}-{options.inner_state}"
+    if options.meta_steps is not None:
+        config = dataclasses.replace(config, meta_steps=options.meta_steps)
+        name = f"{name}-{options.meta_steps}-steps"
+    return config, name
+
+
+def evaluation_of(row: str, config: presets.FewShotImages) -> dict[str, Any]:
+    """What evaluation by a row of the paper changes in the configuration of a training."""
+    changes = {
+        field: getattr(presets.PAPER[row], field) for field in ("ways", "shots", "eval_batch")
+    }
+    # At more ways than in training, fewer tasks: as many query images, for as much time.
+    return {**changes, "eval_tasks": max(2, config.eval_tasks * config.ways // changes["ways"])}
+
+
+def balanced(row: presets.FewShotImages) -> dict[str, Any]:
+    """What makes a row's evaluation see as many images in mini-batches of every class alike."""
+    batch = max(row.eval_batch, row.ways)
+    steps = row.eval_steps * row.eval_batch // batch
+    return {"balanced_eval": True, "eval_batch": batch, "eval_steps": steps}
 
 
 def trained(

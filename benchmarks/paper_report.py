@@ -90,7 +90,7 @@ def rows_table(found: dict[str, Any]) -> list[str]:
 
 def beyond_table(found: dict[str, Any]) -> list[str]:
     """Whole trainings by presets that go beyond the paper, under the paper's own figures."""
-    rows, trainings = ("o15", "o55", "o120"), defaultdict(dict)
+    trainings: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
     for name, result in found.items():
         preset = presets.BEYOND.get(result.get("preset"))
         if preset is not None and result["meta steps"] == preset.meta_steps:
@@ -98,9 +98,14 @@ def beyond_table(found: dict[str, Any]) -> list[str]:
             label = result["preset"]
             if _policy(result) != preset.inner_state:
                 label = f"{label}, {_policy(result)}"
+            if result["config"].get("balanced_eval"):
+                label = f"{label}, evaluated balanced"
             trainings[label, result["config"]["seed"]][row] = name
     if not trainings:
         return []
+    rows = [
+        row for row in ("o15", "o55", "o120", "o520") if any(row in t for t in trainings.values())
+    ]
     columns = [row + suffix for row in rows for suffix in MODES]
     of_paper = " | ".join("{:.2f} ± {:.2f}".format(*PUBLISHED[column]) for column in columns)
     length = (
@@ -117,7 +122,7 @@ def beyond_table(found: dict[str, Any]) -> list[str]:
             for row in rows
             for mode in MODES.values()
         ]
-        steps = f"{found[names['o15']]['meta steps']:,}"
+        steps = f"{found[next(iter(names.values()))]['meta steps']:,}"
         links = _links(names.values())
         lines.append(f"| {label}, seed {seed} | {steps} | {' | '.join(cells)} | {links} |")
     return lines
@@ -183,7 +188,8 @@ def _by_training(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Names of trainings, and their results by seed; a training counts as its own row alone."""
     trainings: dict[str, dict[str, Any]] = defaultdict(dict)
     for name, result in found.items():
-        if "learning curve" in result and name.startswith(result.get("preset", "")):
+        own = name.startswith(result.get("preset", "")) and "-balanced-eval" not in name
+        if "learning curve" in result and own:
             training, _, seed = name.partition("-seed")
             trainings[training][f"seed {seed}" if seed else training] = result
     yield from trainings.items()

@@ -297,7 +297,7 @@ def test_download_shows_where_the_files_are(monkeypatch, tmp_path, capsys):
 
 def test_a_classifier_at_zero_is_one_for_any_number_of_ways(pictures, tmp_path, capsys):
     argv = [*SMALL, "--classifier", "zero", "--test-fraction", "0.5", "--meta-steps", "40"]
-    argv += ["--balanced-batches"]  # of two classes in training; evaluation knows no such rule
+    argv += ["--balanced-batches"]  # of two classes in training; evaluation has its own rule
     assert cli.main(["train", "images", "--data", str(pictures), *argv, "--out", "zero"]) == 0
     argv = ["--ways", "4", "--eval-batch", "7", "--eval-steps", "20"]
     assert cli.main(["evaluate", "zero", "--data", str(pictures), *argv]) == 0
@@ -331,6 +331,33 @@ def test_a_classifier_at_zero_is_one_for_any_number_of_ways(pictures, tmp_path, 
     answers = json.loads(capsys.readouterr().out)
     assert [len(answer["probabilities"]) for answer in answers] == [3, 3, 3]
     assert [answer["class"] for answer in answers] == ["class1", "class4", "class6"]
+
+
+def test_adapting_draws_mini_batches_as_training_did():
+    config = presets.FewShotImages(eval_batch=7, eval_steps=3)
+    counts = [1, 4, 2]  # images of each class, which stand class by class
+    plain = fewshot_run._adaptation_order(config, counts)
+    assert plain.shape == (3, 7)
+    assert (np.sort(plain) == np.arange(7)).all()
+    config = dataclasses.replace(config, balanced_batches=True)
+    balanced = np.asarray(fewshot_run._adaptation_order(config, counts))  # two of each
+    assert balanced.shape == (3, 6)
+    assert (balanced[:, :2] == 0).all()
+    assert set(balanced[:2, 2:4].flat) == {1, 2, 3, 4}  # two mini-batches are a pass
+    assert (np.sort(balanced[:, 4:]) == [5, 6]).all()
+    config = dataclasses.replace(config, eval_batch=1)  # at least one of each
+    assert fewshot_run._adaptation_order(config, counts).shape == (3, 3)
+
+
+def test_an_evaluation_with_balanced_mini_batches(trained, pictures, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    argv = ["evaluate", "run", "--data", str(pictures), "--balanced-eval", "True"]
+    assert cli.main([*argv, "--eval-batch", "3"]) == 1
+    assert "batches of 3 cannot hold 2 classes equally often" in capsys.readouterr().err
+    assert cli.main([*argv, "--eval-batch", "2"]) == 0
+    results = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert results["config"]["balanced_eval"]
+    assert results["accuracy"]["transductive"]["mean"][-1] > 0.7
 
 
 def test_a_meta_learned_classifier_keeps_its_ways(trained, pictures, capsys):

@@ -61,20 +61,25 @@ def test_what_goes_beyond_stands_under_the_paper():
     rest = name.removeprefix("o15")
     of = {"preset": name, "meta steps": steps, "config": {"seed": 0}}
     carried = {**of, "config": {"seed": 0, "inner_state": "carried"}}
+    balanced = {**of, "config": {"seed": 0, "balanced_eval": True}}
     found = {
         f"o15{rest}-seed0": result(None, 98.7, 98.1, **of),
         f"o120{rest}-seed0": result(None, 95.0, 94.0, **of),
+        f"o120{rest}-balanced-eval-seed0": result(None, 97.0, 96.0, **balanced),
         f"o15{rest}-carried-seed0": result(None, 50.0, 40.0, **carried),
         f"o15{rest}-9-steps-seed0": result(None, 30.0, 30.0, **{**of, "meta steps": 9}),
         "o15-seed0": result("o15", 97.3, 95.3, preset="o15"),
     }
     lines = paper_report.beyond_table(found)
-    assert len(lines) == 5
-    assert "| 95.39 ± 0.09 | 97.68 ± 0.04 | 98.90 ± 0.10 |" in lines[2]
+    assert len(lines) == 6
+    assert "| 95.39 ± 0.09 | 97.68 ± 0.04 | 88.14 ± 0.15 | 89.43 ± 0.14 |" in lines[2]  # no o55
     cells = lines[3].split(" | ")
     assert cells[:4] == [f"| {name}, seed 0", f"{steps:,}", "98.10 ± 0.30", "98.70 ± 0.20"]
-    assert cells[4:8] == ["", "", "94.00 ± 0.30", "95.00 ± 0.20"]
+    assert cells[4:6] == ["94.00 ± 0.30", "95.00 ± 0.20"]
     assert lines[4].startswith(f"| {name}, carried, seed 0 | {steps:,} | 40.00 ± 0.30 |")
+    cells = lines[5].split(" | ")
+    assert cells[0] == f"| {name}, evaluated balanced, seed 0"
+    assert cells[2:6] == ["", "", "96.00 ± 0.30", "97.00 ± 0.20"]
     assert paper_report.beyond_table({"o15-seed0": found["o15-seed0"]}) == []
 
 
@@ -142,6 +147,14 @@ def test_a_training_is_published_as_each_row_it_serves(tmp_path, monkeypatch):
     names = [f"{row}-balanced-quarter-seed0" for row in rows]
     assert [*published] == names
     assert all(published[name]["row"] is None for name in names)
+    asked.clear()
+    paper.few_shot("o15-balanced-quarter", (*rows, "o520"))(paper.Options((), balanced_eval=True))
+    assert asked == [(5, 5, 5, 10_000), (20, 1, 20, 2_500), (20, 5, 20, 2_500)]
+    by_ways = published["o55-balanced-quarter-balanced-eval-seed0"]["config"]
+    assert (by_ways["balanced_eval"], by_ways["eval_steps"]) == (True, 50)
+    assert published["o520-balanced-quarter-balanced-eval-seed0"]["config"]["eval_steps"] == 25
+    paper.few_shot("o15", rows[:2])(paper.Options((), balanced_eval=True))
+    assert published["o55-balanced-eval-seed0"]["row"] is None
     policy = paper.Options((), seed=3, inner_state="carried", meta_steps=None)
     paper.few_shot("o15", rows[:2])(policy)
     assert published["o55-carried-seed3"]["row"] == "o55"

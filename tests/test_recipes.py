@@ -1,6 +1,7 @@
 """The recipes that the benchmarks try differ from o15 in what their names say."""
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 
@@ -64,12 +65,17 @@ def image_splits(train_classes, test_classes):
     )
 
 
-def test_a_configurations_training_tasks_are_balanced_if_it_says_so():
-    for balanced in (False, True):
-        config = presets.FewShotImages(size=8, balanced_batches=balanced)
-        tasks = fewshot_problem.training_tasks(config, image_splits(5, 5))
-        labels = np.sort(tasks.sample(jax.random.key(0)).support.targets)
-        assert (labels == np.arange(5).repeat(2)).all() == balanced
+def test_a_configurations_tasks_are_balanced_if_it_says_so():
+    balanced = lambda tasks, each: (
+        np.sort(tasks.sample(jax.random.key(0)).support.targets) == np.arange(5).repeat(each)
+    ).all()
+    splits = image_splits(5, 5)
+    for training, evaluation in itertools.product((False, True), repeat=2):
+        config = presets.FewShotImages(
+            size=8, shots=5, balanced_batches=training, balanced_eval=evaluation
+        )
+        assert balanced(fewshot_problem.training_tasks(config, splits), 2) == training
+        assert balanced(fewshot_problem.held_out_tasks(config, splits), 1) == evaluation
 
 
 def test_a_training_at_other_ways_is_scored_at_the_asked_ones():

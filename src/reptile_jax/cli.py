@@ -219,6 +219,7 @@ class _EvaluateOptions:
     eval_tasks: int | None = None  # held-out tasks; like the others, by default the run's value
     eval_steps: int | None = None  # inner steps
     eval_batch: int | None = None
+    balanced_eval: bool | None = None  # every mini-batch holds each class as often
     inner_rate: float | None = None  # of the inner optimiser
     transductive: bool | None = None  # which of the two scores is named the score
     ways: int | None = None  # classes of each task; of a run with --classifier zero

@@ -120,4 +120,5 @@ def held_out_tasks(config: presets.FewShotImages, splits: datasets.ImageSplits) 
         query_shots=config.query_shots,
         steps=config.eval_steps,
         batch_size=config.eval_batch,
+        balanced=config.balanced_eval,
     )

@@ -1,6 +1,7 @@
 """Few-shot image classification: trains, evaluates and adapts a run."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import time
@@ -31,7 +32,7 @@ from reptile_jax.fewshot_problem import (
 from reptile_jax.json_files import read_json
 from reptile_jax.meta_training import OnMetrics, meta_train
 from reptile_jax.reptile import MetaState, inner_loop
-from reptile_jax.tasks import Batch, minibatches
+from reptile_jax.tasks import Batch, minibatch_order
 
 
 def train(
@@ -215,6 +216,8 @@ def adapt(
 ) -> list[dict[str, Any]]:
     """Adapts a trained run to new classes and classifies images.
 
+    Mini-batches are drawn as in training: balanced, or shuffled and cycled through.
+
     Args:
       run: the folder of the run.
       support: a folder with one folder of images per class: at most as many as the run's ways, or
@@ -244,7 +247,7 @@ def adapt(
         )
     if empty := [name for name, files in classes.items() if not files]:
         raise ValueError(f"these classes in {support} hold no images: {', '.join(empty)}.")
-    if len(names) > config.eval_steps * config.eval_batch:
+    if not config.balanced_batches and len(names) > config.eval_steps * config.eval_batch:
         raise ValueError(
             f"{len(names)} classes are more than the {config.eval_steps} mini-batches of "
             f"{config.eval_batch} that {run} adapts to can show."
@@ -256,9 +259,8 @@ def adapt(
     labels = [label for label, name in enumerate(names) for _ in classes[name]]
     given = Batch(read(list(itertools.chain(*classes.values()))), jnp.array(labels, jnp.int32))
     queries = datasets.image_files(query)
-    batches = minibatches(
-        jax.random.key(config.seed), given, steps=config.eval_steps, batch_size=config.eval_batch
-    )
+    order = _adaptation_order(config, [len(files) for files in classes.values()])
+    batches = jax.tree.map(lambda leaf: leaf[order], given)
     adapted = inner_loop(
         problem.loss_fn, problem.inner_optimizer, state.params, batches, state.inner_opt_state
     )
@@ -277,6 +279,24 @@ def adapt(
         }
         for path, row in zip(queries, probabilities, strict=True)
     ]
+
+
+def _adaptation_order(config: presets.FewShotImages, counts: list[int]) -> jax.Array:
+    """Indices `[steps, batch]` into a support set that stands class by class, drawn as in training.
+
+    Balanced mini-batches are as near to `eval_batch` as whole images of every class come.
+    """
+    key = jax.random.key(config.seed)
+    draw = functools.partial(minibatch_order, steps=config.eval_steps)
+    if not config.balanced_batches:
+        return draw(key, sum(counts), batch_size=config.eval_batch)
+    each = max(1, round(config.eval_batch / len(counts)))
+    keys, ends = jax.random.split(key, len(counts)), np.cumsum(counts)
+    by_class = [
+        end - count + draw(key, count, batch_size=each)
+        for key, count, end in zip(keys, counts, ends, strict=True)
+    ]
+    return jnp.concatenate(by_class, axis=1)
 
 
 def _few_shot_config(run: Path) -> presets.FewShotImages:

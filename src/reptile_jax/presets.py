@@ -66,6 +66,7 @@ class FewShotImages:
     meta_rate_final: float = 0.0  # ε at the end, annealed linearly
     meta_momentum: float = 0.0  # Nesterov's, of the outer step
     eval_batch: int = 5
+    balanced_eval: bool = False  # likewise the mini-batches of evaluation
     eval_steps: int = 50
     eval_tasks: int = 10_000
     query_shots: int = 1  # query images of each class at evaluation
