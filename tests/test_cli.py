@@ -375,11 +375,18 @@ def test_presets_are_the_papers_rows_and_what_goes_beyond(capsys):
         assert f" {name} " in printed
     gradients = lambda config: config.meta_steps * config.meta_batch * config.inner_steps
     shares = {
-        name: gradients(c) / gradients(presets.PAPER["o15"]) for name, c in presets.BEYOND.items()
+        name: gradients(config) / gradients(presets.PAPER[name.partition("-")[0]])
+        for name, config in presets.BEYOND.items()
     }
-    assert shares == {"o15-balanced": 1, "o15-balanced-quarter": 0.25, "o15-zero-pairs": 0.25}
+    assert shares == {
+        "o120-balanced-tenth": 0.1,
+        "o15-balanced": 1,
+        "o15-balanced-quarter": 0.25,
+        "o15-zero-pairs": 0.25,
+    }
     changes = "inner_rate=0.004, classifier=zero, meta_batch=2, meta_steps=62500"
     assert f"o15-zero-pairs: o15 with {changes}" in printed.replace("\n", " ")
+    assert "o120-balanced-tenth: o120 with balanced_batches=True, inner_rate=0.002" in printed
     assert presets.PAPER["o520t"] == presets.FewShotImages(
         ways=20,
         shots=5,

@@ -57,8 +57,8 @@ def test_another_inner_state_has_rows_of_its_own():
 
 
 def test_what_goes_beyond_stands_under_the_paper():
-    name, steps = next((name, config.meta_steps) for name, config in presets.BEYOND.items())
-    rest = name.removeprefix("o15")
+    name, rest = "o15-balanced", "-balanced"
+    steps = presets.BEYOND[name].meta_steps
     of = {"preset": name, "meta steps": steps, "config": {"seed": 0}}
     carried = {**of, "config": {"seed": 0, "inner_state": "carried"}}
     balanced = {**of, "config": {"seed": 0, "balanced_eval": True}}
@@ -148,7 +148,10 @@ def test_a_training_is_published_as_each_row_it_serves(tmp_path, monkeypatch):
     assert [*published] == names
     assert all(published[name]["row"] is None for name in names)
     asked.clear()
-    paper.few_shot("o15-balanced-quarter", (*rows, "o520"))(paper.Options((), balanced_eval=True))
+    all_rows = paper._rows_from("o15-balanced-quarter")
+    assert all_rows == (*rows, "o520")
+    assert paper._rows_from("o120-balanced-tenth") == ("o120", "o15", "o55", "o520")
+    paper.few_shot("o15-balanced-quarter", all_rows)(paper.Options((), balanced_eval=True))
     assert asked == [(5, 5, 5, 10_000), (20, 1, 20, 2_500), (20, 5, 20, 2_500)]
     by_ways = published["o55-balanced-quarter-balanced-eval-seed0"]["config"]
     assert (by_ways["balanced_eval"], by_ways["eval_steps"]) == (True, 50)

@@ -307,9 +307,9 @@ def _presets(argv: list[str]) -> None:
     listed = lambda values: ", ".join(f"{name}={value}" for name, value in values.items())
     report.say(f"in all: {listed(common)}")
     for name, config in presets.BEYOND.items():
-        fields = dataclasses.asdict(config).items()
-        changes = {field: value for field, value in fields if value != rows["o15"][field]}
-        report.say(f"{name}: o15 with {listed(changes)}")
+        start, fields = name.partition("-")[0], dataclasses.asdict(config).items()
+        changes = {field: value for field, value in fields if value != rows[start][field]}
+        report.say(f"{name}: {start} with {listed(changes)}")
 
 
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {

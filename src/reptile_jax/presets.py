@@ -135,11 +135,20 @@ def _rows() -> dict[str, FewShotImages]:
 
 
 PAPER: dict[str, FewShotImages] = _rows()
-# Not of the paper: classifiers that start every task at zero, a larger inner rate, and more meta
-# steps of fewer tasks; in the best, mini-batches that hold every class as often.
+# Not of the paper: classifiers that start every task at zero, four times the inner rate, and more
+# meta steps of fewer tasks; in the best, mini-batches that hold every class as often.
 _PAIRS = FewShotImages(classifier="zero", inner_rate=4e-3, meta_batch=2, meta_steps=62_500)
 _BALANCED = dataclasses.replace(_PAIRS, balanced_batches=True)
 BEYOND: dict[str, FewShotImages] = {
+    # With a tenth of o120's inner gradients:
+    "o120-balanced-tenth": dataclasses.replace(
+        PAPER["o120"],
+        classifier="zero",
+        inner_rate=2e-3,
+        balanced_batches=True,
+        meta_batch=2,
+        meta_steps=50_000,
+    ),
     "o15-balanced": dataclasses.replace(_BALANCED, meta_steps=250_000),
     # And with a quarter of o15's inner gradients:
     "o15-balanced-quarter": _BALANCED,
