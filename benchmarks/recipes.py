@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks import arm_files, measure
 from benchmarks.recipe_list import RECIPES, Config, Recipe
@@ -29,7 +30,7 @@ from reptile_jax.fewshot_problem import (
     resized,
     training_tasks,
 )
-from reptile_jax.reptile import meta_learner, reptile
+from reptile_jax.reptile import MetaLearner, MetaState, meta_learner
 from reptile_jax.train import train
 
 
@@ -49,31 +50,17 @@ def main(argv: list[str]) -> int:
     # On one device unless told otherwise, for a carried inner state has to be.
     with processes.joined(processes.Sharing(args.devices), None, share=False) as (mesh, _):
         splits = keep_apart(omniglot.load_omniglot(args.data), 100)
-        rows, data = [], {}
-        for name, recipe in RECIPES.items():
-            config = configured(recipe, args.meta_steps, args.preset)
-            settings = {
-                "recipe": name,
-                **dataclasses.asdict(config),
-                "held-out tasks": args.tasks,
-            }
-            folder = measure.RESULTS / "recipes" / args.preset
-            arm = name.replace(",", "").replace(" ", "-")
-            found = arm_files.stored(folder, arm, settings, dataclasses.asdict(Config()))
-            if found is None and name in args.only:
-                measured = functools.partial(
-                    tried, recipe, config, splits, args.tasks, presets.PAPER[args.preset].ways, mesh
-                )
-                found = arm_files.run(folder, arm, settings, measured)
-            if found is not None:
-                data[name] = found
-                rows.append([name, f"{config.meta_steps:,}", *_cells(found["data"])])
+        arms = {name: _arm(name, args, splits, mesh) for name in RECIPES}
+    data = {name: found for name, found in arms.items() if found is not None}
+    rows = [
+        [name, f"{found['settings']['meta_steps']:,}", *_cells(found["data"])]
+        for name, found in data.items()
+    ]
     title = f"{args.preset} by other recipes: the inner gradients of {args.meta_steps:,} meta steps"
     asked = f"--preset {args.preset} --meta-steps {args.meta_steps} --tasks {args.tasks}"
-    name = f"recipes_{args.preset}_{args.meta_steps}"
     measure.show(title, COLUMNS, rows)
     measure.store(
-        name,
+        f"recipes_{args.preset}_{args.meta_steps}",
         title,
         COLUMNS,
         rows,
@@ -82,6 +69,22 @@ def main(argv: list[str]) -> int:
         on=measure.machine(),
     )
     return 0
+
+
+def _arm(
+    name: str, args: argparse.Namespace, splits: datasets.ImageSplits, mesh: Mesh | None
+) -> dict[str, Any] | None:
+    """A recipe's arm as it is stored; else measured if it is asked for, or None."""
+    config = configured(RECIPES[name], args.meta_steps, args.preset)
+    settings = {"recipe": name, **dataclasses.asdict(config), "held-out tasks": args.tasks}
+    folder = measure.RESULTS / "recipes" / args.preset
+    arm = name.replace(",", "").replace(" ", "-")
+    found = arm_files.stored(folder, arm, settings, dataclasses.asdict(Config()))
+    if found is not None or name not in args.only:
+        return found
+    ways = presets.PAPER[args.preset].ways
+    measured = functools.partial(tried, RECIPES[name], config, splits, args.tasks, ways, mesh)
+    return arm_files.run(folder, arm, settings, measured)
 
 
 def configured(recipe: Recipe, meta_steps: int, preset: str = "o15") -> Config:
@@ -107,45 +110,20 @@ def tried(
     split that are kept apart with all their turns, the same tasks for every recipe, at the
     preset's ways; one training each. No test character has a part in the choice.
     """
-    problem = problem_of(config, mesh)
-    inner = recipe.inner(config) if recipe.inner else problem.inner_optimizer
-    learner = problem.learner
-    if recipe.inner or recipe.outer or recipe.meta_gradient is not reptile:
-        learner = meta_learner(
-            recipe.meta_gradient(problem.loss_fn, inner),
-            recipe.outer(config) if recipe.outer else meta_optimizer(config),
-            inner_state=config.inner_state,
-            mesh=mesh,
-        )
-    first = learner.init(problem.first_state().params)
-    root, begin = jax.random.key(config.seed), time.perf_counter()
-    total, number = jax.tree.map(jnp.zeros_like, first.params), 0
-    for state, _ in train(
-        learner,
-        first,
-        training_tasks(config, splits),
-        jax.random.fold_in(root, 1),
-        until=config.meta_steps,
-        meta_batch=config.meta_batch,
-        steps_per_dispatch=config.steps_per_dispatch,
-    ):
-        if recipe.averaged and int(state.step) > config.meta_steps // 2:
-            total, number = jax.tree.map(jnp.add, total, state.params), number + 1
-    jax.block_until_ready(state)
+    learner, begin = _learner(recipe, config, mesh), time.perf_counter()
+    state = _trained(recipe, config, learner, splits)
     seconds = time.perf_counter() - begin
-    params = jax.tree.map(lambda leaf: leaf / number, total) if number else state.params
-    state = state._replace(params=params)
+    as_scored = dataclasses.replace(config, ways=ways)
+    problem = problem_of(as_scored, mesh)
     if ways != config.ways:  # with a classifier at zero, which is one for any number
-        config = dataclasses.replace(config, ways=ways)
-        problem = problem_of(config, mesh)
         like = jax.eval_shape(lambda: learner.init(problem.first_state().params))
         state = resized(state, like)
     result = evaluate.evaluate(
         problem.loss_fn,
         fewshot.accuracy(problem.model.apply),
-        inner,
+        _inner_optimizer(recipe, config),
         state.params,
-        held_out_tasks(config, splits),
+        held_out_tasks(as_scored, splits),
         jax.random.key(1),
         num_tasks=num_tasks,
         opt_state=state.inner_opt_state,
@@ -157,6 +135,41 @@ def tried(
         "interval": {mode: percent(half) for mode, half in result.interval.items()},
         "training seconds": seconds,
     }
+
+
+def _inner_optimizer(recipe: Recipe, config: Config) -> optax.GradientTransformation:
+    return recipe.inner(config) if recipe.inner else problem_of(config).inner_optimizer
+
+
+def _learner(recipe: Recipe, config: Config, mesh: Mesh | None) -> MetaLearner:
+    return meta_learner(
+        recipe.meta_gradient(problem_of(config).loss_fn, _inner_optimizer(recipe, config)),
+        recipe.outer(config) if recipe.outer else meta_optimizer(config),
+        inner_state=config.inner_state,
+        mesh=mesh,
+    )
+
+
+def _trained(
+    recipe: Recipe, config: Config, learner: MetaLearner, splits: datasets.ImageSplits
+) -> MetaState:
+    """The end of a training by a recipe, on the device when it returns."""
+    first, root = problem_of(config).first_state().params, jax.random.key(config.seed)
+    total, number = jax.tree.map(jnp.zeros_like, first), 0
+    for state, _ in train(
+        learner,
+        learner.init(first),
+        training_tasks(config, splits),
+        jax.random.fold_in(root, 1),
+        until=config.meta_steps,
+        meta_batch=config.meta_batch,
+        steps_per_dispatch=config.steps_per_dispatch,
+    ):
+        if recipe.averaged and int(state.step) > config.meta_steps // 2:
+            total, number = jax.tree.map(jnp.add, total, state.params), number + 1
+    if number:
+        state = state._replace(params=jax.tree.map(lambda leaf: leaf / number, total))
+    return jax.block_until_ready(state)
 
 
 def _cells(found: dict[str, Any]) -> list[str]:
