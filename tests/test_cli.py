@@ -350,7 +350,8 @@ def test_adapting_draws_mini_batches_as_training_did():
 
 
 def test_an_evaluation_with_balanced_mini_batches(trained, pictures, tmp_path, capsys):
-    shutil.copytree(trained, tmp_path / "run")
+    never_scored = shutil.ignore_patterns("evaluation*.json")
+    shutil.copytree(trained, tmp_path / "run", ignore=never_scored)
     argv = ["evaluate", "run", "--data", str(pictures), "--balanced-eval", "True"]
     assert cli.main([*argv, "--eval-batch", "3"]) == 1
     assert "batches of 3 cannot hold 2 classes equally often" in capsys.readouterr().err
