@@ -104,7 +104,7 @@ def evaluation_of(row: str, config: presets.FewShotImages) -> dict[str, Any]:
     changes = {
         field: getattr(presets.PAPER[row], field) for field in ("ways", "shots", "eval_batch")
     }
-    # At more ways than in training, fewer tasks: as many query images, for as much time.
+    # As many query images as at the ways of the training.
     return {**changes, "eval_tasks": max(2, config.eval_tasks * config.ways // changes["ways"])}
 
 

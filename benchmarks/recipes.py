@@ -35,13 +35,14 @@ from reptile_jax.train import train
 
 
 def main(argv: list[str]) -> int:
-    """Trains by each recipe that was not tried yet, and writes the table of all that were."""
+    """Trains by the recipes that are to be tried, and writes the table of all that were."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks recipes")
     parser.add_argument("--data", type=Path, required=True, help="the folder of Omniglot")
     parser.add_argument("--preset", choices=("o15", "o120"), default="o15", help="what is changed")
     parser.add_argument("--meta-steps", type=int, default=1000, help="of the paper's recipe")
     parser.add_argument("--tasks", type=int, default=400, help="held-out tasks")
     parser.add_argument("--only", nargs="+", choices=RECIPES, metavar="NAME", default=[*RECIPES])
+    parser.add_argument("--fresh", action="store_true", help="try again, beside what is there")
     parser.add_argument("--devices", type=int, help="that share the tasks")
     parser.add_argument("--quick", action="store_true", help="to see that it runs")
     args = parser.parse_args(argv)
@@ -74,17 +75,17 @@ def main(argv: list[str]) -> int:
 def _arm(
     name: str, args: argparse.Namespace, splits: datasets.ImageSplits, mesh: Mesh | None
 ) -> dict[str, Any] | None:
-    """A recipe's arm as it is stored; else measured if it is asked for, or None."""
+    """A recipe's arm as it is stored, measured if it is asked for and is not, or is to be fresh."""
     config = configured(RECIPES[name], args.meta_steps, args.preset)
     settings = {"recipe": name, **dataclasses.asdict(config), "held-out tasks": args.tasks}
     folder = measure.RESULTS / "recipes" / args.preset
     arm = name.replace(",", "").replace(" ", "-")
     found = arm_files.stored(folder, arm, settings, dataclasses.asdict(Config()))
-    if found is not None or name not in args.only:
+    if name not in args.only or (found is not None and not args.fresh):
         return found
     ways = presets.PAPER[args.preset].ways
     measured = functools.partial(tried, RECIPES[name], config, splits, args.tasks, ways, mesh)
-    return arm_files.run(folder, arm, settings, measured)
+    return arm_files.run(folder, arm, settings, measured, fresh=args.fresh)
 
 
 def configured(recipe: Recipe, meta_steps: int, preset: str = "o15") -> Config:

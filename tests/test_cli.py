@@ -334,12 +334,14 @@ def test_a_classifier_at_zero_is_one_for_any_number_of_ways(pictures, tmp_path, 
 
 
 def test_adapting_draws_mini_batches_as_training_did():
-    config = presets.FewShotImages(eval_batch=7, eval_steps=3)
+    config = presets.FewShotImages(eval_batch=5, eval_steps=7)
     counts = [1, 4, 2]  # images of each class, which stand class by class
     plain = fewshot_run._adaptation_order(config, counts)
-    assert plain.shape == (3, 7)
-    assert (np.sort(plain) == np.arange(7)).all()
-    config = dataclasses.replace(config, balanced_batches=True)
+    assert plain.shape == (7, 5)
+    passes = np.asarray(plain).reshape(5, 7)
+    assert (np.sort(passes) == np.arange(7)).all()
+    assert (passes != passes[0]).any()
+    config = presets.FewShotImages(eval_batch=7, eval_steps=3, balanced_batches=True)
     balanced = np.asarray(fewshot_run._adaptation_order(config, counts))  # two of each
     assert balanced.shape == (3, 6)
     assert (balanced[:, :2] == 0).all()

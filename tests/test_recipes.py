@@ -78,6 +78,18 @@ def test_a_configurations_tasks_are_balanced_if_it_says_so():
         assert balanced(fewshot_problem.held_out_tasks(config, splits), 1) == evaluation
 
 
+def test_large_balanced_mini_batches_make_no_longer_steps_than_training():
+    config = presets.FewShotImages(size=8, inner_batch=10)
+    problem = fewshot_problem.problem_of(config)
+    params = problem.first_state().params
+    for size, balanced, share in [(5, False, 0.5), (5, True, 0.5), (30, False, 3), (30, True, 1)]:
+        images = jax.random.uniform(jax.random.key(0), (size, 8, 8, 1))
+        batch = Batch(images, jnp.arange(size) % 5)
+        loss = fewshot_problem.adaptation_loss(config, problem.model, size, balanced=balanced)
+        mean = models.cross_entropy(problem.model.apply)(params, batch)
+        np.testing.assert_allclose(loss(params, batch), share * mean, rtol=1e-5)
+
+
 def test_a_training_at_other_ways_is_scored_at_the_asked_ones():
     splits = image_splits(6, 2)  # held-out tasks of five ways could not be drawn
     recipe = recipe_list.Recipe({"classifier": "zero"}, averaged=True)

@@ -8,7 +8,7 @@ import optax
 
 from reptile_jax import datasets, fewshot, mini_imagenet, models, omniglot, presets, runs
 from reptile_jax.devices import Mesh
-from reptile_jax.reptile import MetaState, meta_learner, reptile
+from reptile_jax.reptile import LossFn, MetaState, meta_learner, reptile
 
 
 def problem_of(config: presets.FewShotImages, mesh: Mesh | None = None) -> runs.Problem:
@@ -34,6 +34,19 @@ def problem_of(config: presets.FewShotImages, mesh: Mesh | None = None) -> runs.
     init_key = jax.random.fold_in(jax.random.key(config.seed), 0)
     first_state = lambda: learner.init(jax.jit(model.init)(init_key, images))
     return runs.Problem(model, loss_fn, inner, learner, first_state)
+
+
+def adaptation_loss(
+    config: presets.FewShotImages, model: models.ConvNet, batch_size: int, *, balanced: bool
+) -> LossFn:
+    """The loss that held-out tasks are adapted by, in mini-batches of `batch_size`.
+
+    Weighed as in training, whose second moment Adam starts from. Balanced mini-batches of many
+    classes have to be larger than training's: their sum would make longer steps than any there, so
+    that they take the mean. The paper's protocol, which is not balanced, takes the sum.
+    """
+    size = max(config.inner_batch, batch_size) if balanced else config.inner_batch
+    return models.cross_entropy(model.apply, size)
 
 
 def meta_rate_schedule(config: presets.FewShotImages) -> optax.Schedule:

@@ -23,6 +23,7 @@ from reptile_jax import (
 )
 from reptile_jax.devices import Mesh
 from reptile_jax.fewshot_problem import (
+    adaptation_loss,
     held_out_tasks,
     load_data,
     problem_of,
@@ -155,9 +156,12 @@ def _score(
     mesh: Mesh | None,
 ) -> evaluate.Evaluation:
     begun = time.monotonic()
+    loss_fn = adaptation_loss(
+        config, problem.model, config.eval_batch, balanced=config.balanced_eval
+    )
     with report.Bar("held-out tasks", config.eval_tasks, "tasks") as bar:
         result = evaluate.evaluate(
-            problem.loss_fn,
+            loss_fn,
             fewshot.accuracy(problem.model.apply),
             problem.inner_optimizer,
             state.params,
@@ -261,8 +265,11 @@ def adapt(
     queries = datasets.image_files(query)
     order = _adaptation_order(config, [len(files) for files in classes.values()])
     batches = jax.tree.map(lambda leaf: leaf[order], given)
+    loss_fn = adaptation_loss(
+        config, problem.model, order.shape[1], balanced=config.balanced_batches
+    )
     adapted = inner_loop(
-        problem.loss_fn, problem.inner_optimizer, state.params, batches, state.inner_opt_state
+        loss_fn, problem.inner_optimizer, state.params, batches, state.inner_opt_state
     )
     logits = fewshot.query_logits(
         problem.model.apply, adapted.params, given.inputs, read(queries), transductive=transductive
@@ -284,7 +291,8 @@ def adapt(
 def _adaptation_order(config: presets.FewShotImages, counts: list[int]) -> jax.Array:
     """Indices `[steps, batch]` into a support set that stands class by class, drawn as in training.
 
-    Balanced mini-batches are as near to `eval_batch` as whole images of every class come.
+    Balanced mini-batches are as near to `eval_batch` as whole images of every class come, and as
+    many as an evaluation's.
     """
     key = jax.random.key(config.seed)
     draw = functools.partial(minibatch_order, steps=config.eval_steps)

@@ -66,7 +66,7 @@ class FewShotImages:
     meta_rate_final: float = 0.0  # ε at the end, annealed linearly
     meta_momentum: float = 0.0  # Nesterov's, of the outer step
     eval_batch: int = 5
-    balanced_eval: bool = False  # likewise the mini-batches of evaluation
+    balanced_eval: bool = False  # every mini-batch of evaluation holds each class as often
     eval_steps: int = 50
     eval_tasks: int = 10_000
     query_shots: int = 1  # query images of each class at evaluation
@@ -136,7 +136,7 @@ def _rows() -> dict[str, FewShotImages]:
 
 PAPER: dict[str, FewShotImages] = _rows()
 # Not of the paper: classifiers that start every task at zero, four times the inner rate, and more
-# meta steps of fewer tasks; in the best, mini-batches that hold every class as often.
+# meta steps of fewer tasks; in the best for 1-shot, mini-batches that hold every class as often.
 _PAIRS = FewShotImages(classifier="zero", inner_rate=4e-3, meta_batch=2, meta_steps=62_500)
 _BALANCED = dataclasses.replace(_PAIRS, balanced_batches=True)
 BEYOND: dict[str, FewShotImages] = {
