@@ -83,6 +83,16 @@ def test_what_goes_beyond_stands_under_the_paper():
     assert paper_report.beyond_table({"o15-seed0": found["o15-seed0"]}) == []
 
 
+def test_a_training_has_one_curve_however_it_is_evaluated():
+    of = {"preset": "o120-balanced-tenth", "learning curve": {}}
+    names = ["o120-balanced-tenth-seed0", "o120-balanced-tenth-balanced-eval-seed0"]
+    found = {name: of for name in (*names, "o15-balanced-tenth-seed0", "o120-balanced-tenth-seed1")}
+    trainings = dict(paper_report._by_training(found))
+    assert {name: [*seeds] for name, seeds in trainings.items()} == {
+        "o120-balanced-tenth": ["seed 0", "seed 1"]
+    }
+
+
 def test_the_sine_waves_interval_is_over_seeds():
     error = {"steps": [0, 32], "by seed": [[4.0, 0.1], [6.0, 0.3]]}
     found = {"sinusoid-batched": {"mean squared error": {"Reptile": error, "random": error}}}
