@@ -89,18 +89,18 @@ def rows_table(found: dict[str, Any]) -> list[str]:
 
 
 def beyond_table(found: dict[str, Any]) -> list[str]:
-    """Whole trainings by presets that go beyond the paper, under the paper's own figures."""
-    trainings: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
+    """What is no row of the paper, under its figures: other presets, lengths and evaluations."""
+    trainings: dict[tuple[str, int, int], dict[str, str]] = defaultdict(dict)
     for name, result in found.items():
-        preset = presets.BEYOND.get(result.get("preset"))
-        if preset is not None and result["meta steps"] == preset.meta_steps:
+        preset = presets.ALL.get(result.get("preset"))
+        if preset is not None and result["row"] is None:
             row = name.partition("-")[0]
             label = result["preset"]
             if _policy(result) != preset.inner_state:
                 label = f"{label}, {_policy(result)}"
             if result["config"].get("balanced_eval"):
                 label = f"{label}, evaluated balanced"
-            trainings[label, result["config"]["seed"]][row] = name
+            trainings[label, result["meta steps"], result["config"]["seed"]][row] = name
     if not trainings:
         return []
     rows = [
@@ -116,15 +116,14 @@ def beyond_table(found: dict[str, Any]) -> list[str]:
         "|---" + "|---:" * (1 + len(columns)) + "|---|",
         f"| the paper | {length} | {of_paper} | |",
     ]
-    for (label, seed), names in sorted(trainings.items()):
+    for (label, steps, seed), names in sorted(trainings.items()):
         cells = [
             _score(found[names[row]], mode) if row in names else ""
             for row in rows
             for mode in MODES.values()
         ]
-        steps = f"{found[next(iter(names.values()))]['meta steps']:,}"
         links = _links(names.values())
-        lines.append(f"| {label}, seed {seed} | {steps} | {' | '.join(cells)} | {links} |")
+        lines.append(f"| {label}, seed {seed} | {steps:,} | {' | '.join(cells)} | {links} |")
     return lines
 
 

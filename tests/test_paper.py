@@ -67,17 +67,18 @@ def test_what_goes_beyond_stands_under_the_paper():
         f"o120{rest}-seed0": result(None, 95.0, 94.0, **of),
         f"o120{rest}-balanced-eval-seed0": result(None, 97.0, 96.0, **balanced),
         f"o15{rest}-carried-seed0": result(None, 50.0, 40.0, **carried),
-        f"o15{rest}-9-steps-seed0": result(None, 30.0, 30.0, **{**of, "meta steps": 9}),
+        "o120-9-steps-seed0": result(None, 30.0, 20.0, **{**of, "preset": "o120", "meta steps": 9}),
         "o15-seed0": result("o15", 97.3, 95.3, preset="o15"),
     }
     lines = paper_report.beyond_table(found)
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert "| 95.39 ± 0.09 | 97.68 ± 0.04 | 88.14 ± 0.15 | 89.43 ± 0.14 |" in lines[2]  # no o55
-    cells = lines[3].split(" | ")
+    assert lines[3].startswith("| o120, seed 0 | 9 |  |  | 20.00 ± 0.30 | 30.00 ± 0.20 |")
+    cells = lines[4].split(" | ")
     assert cells[:4] == [f"| {name}, seed 0", f"{steps:,}", "98.10 ± 0.30", "98.70 ± 0.20"]
     assert cells[4:6] == ["94.00 ± 0.30", "95.00 ± 0.20"]
-    assert lines[4].startswith(f"| {name}, carried, seed 0 | {steps:,} | 40.00 ± 0.30 |")
-    cells = lines[5].split(" | ")
+    assert lines[5].startswith(f"| {name}, carried, seed 0 | {steps:,} | 40.00 ± 0.30 |")
+    cells = lines[6].split(" | ")
     assert cells[0] == f"| {name}, evaluated balanced, seed 0"
     assert cells[2:6] == ["", "", "96.00 ± 0.30", "97.00 ± 0.20"]
     assert paper_report.beyond_table({"o15-seed0": found["o15-seed0"]}) == []
