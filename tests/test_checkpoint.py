@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
 
-from reptile_jax import checkpoint
+from reptile_jax import checkpoint, presets, runs
 from reptile_jax.reptile import MetaState
 
 
@@ -50,6 +50,35 @@ def test_a_folder_may_be_a_string_and_what_is_no_state_is_named(tmp_path):
     chex.assert_trees_all_equal(checkpoint.restore(str(tmp_path), like), state_of(3))
     with pytest.raises(TypeError, match="save takes a learner's state, got dict"):
         checkpoint.save(tmp_path, {"w": jnp.zeros(3)})
+
+
+@pytest.mark.parametrize("name", ["project [v2]", "a*b", "what?"])
+def test_a_folder_may_have_an_unusual_name(name, tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path / name / "run", state_of(step))
+    state, said = restored(tmp_path / name / "run")
+    chex.assert_trees_all_equal(state, state_of(3))
+    assert said == []
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a**b"])
+def test_a_name_that_checkpoints_cannot_bear_is_named_before_anything_is_written(name, tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint can be kept under .*Give another folder"):
+        checkpoint.save(tmp_path / name, state_of(1))
+    with pytest.raises(ValueError, match="no checkpoint can be kept under .*Give another folder"):
+        runs.create(tmp_path / name, "run", presets.Sinusoid())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_in_the_format_of_earlier_versions_is_read(tmp_path):
+    with ocp.CheckpointManager(
+        tmp_path, item_handlers=ocp.StandardCheckpointHandler(use_ocdbt=True)
+    ) as manager:
+        manager.save(2, args=ocp.args.StandardSave(state_of(2)))
+    assert list(tmp_path.glob("2/default/ocdbt.process_0"))
+    state, said = restored(tmp_path)
+    chex.assert_trees_all_equal(state, state_of(2))
+    assert said == []
 
 
 def test_random_keys_come_back(tmp_path):

@@ -43,12 +43,13 @@ def save(folder: Path, state: MetaState) -> None:
     Raises:
       TypeError: for what is not a `MetaState`.
       FileExistsError: if there is a good checkpoint of a later step, or a different one of this.
-      ValueError: if there is one of this step or a later one, of another model.
+      ValueError: if there is one of this step or a later one, of another model; and as `check_path`.
       OSError: if it cannot be written; the others stay as they are.
     """
     folder = Path(folder)
     if not isinstance(state, MetaState):
         raise TypeError(f"save takes a learner's state, got {type(state).__name__}.")
+    check_path(folder)
     if jax.process_index():
         return
     if jax.process_count() > 1:  # Orbax wants arrays of all processes, or of none
@@ -81,6 +82,16 @@ def save(folder: Path, state: MetaState) -> None:
         raise OSError(
             f"the checkpoint of step {step} cannot be written to {folder}: {_first_line(error)}"
         ) from error
+
+
+def check_path(folder: Path) -> None:
+    """Raises a ValueError for a folder that Orbax cannot keep arrays in, because of its name."""
+    path = str(Path(folder).absolute())
+    if bad := [part for part in ("\\", "**") if part in path and part != os.sep]:
+        raise ValueError(
+            f"no checkpoint can be kept under {path}: Orbax takes {' and '.join(bad)} in a path "
+            "for something else. Give another folder."
+        )
 
 
 def restore(
@@ -268,7 +279,9 @@ def _first_line(error: Exception) -> str:
 def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         folder.absolute(),
-        item_handlers=ocp.StandardCheckpointHandler(),
+        # Each array in files of its own: Orbax merges those of its other format by a glob, which
+        # finds nothing where the path has brackets. Both formats are read.
+        item_handlers=ocp.StandardCheckpointHandler(use_ocdbt=False),
         options=ocp.CheckpointManagerOptions(
             enable_async_checkpointing=False, **{**options, **_by_itself()}
         ),

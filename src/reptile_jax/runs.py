@@ -45,7 +45,9 @@ def create(out: Path | None, name: str, config: Config, **files: Any) -> Path:
 
     Raises:
       FileExistsError: if `out` exists and is not an empty folder: a run is never overwritten.
+      ValueError: as `checkpoint.check_path`.
     """
+    checkpoint.check_path(out or Path())
     folder = out or _make_next(Path("runs") / name)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(
