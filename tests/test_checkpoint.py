@@ -63,9 +63,9 @@ def test_a_folder_may_have_an_unusual_name(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["a\\b", "a**b"])
 def test_a_name_that_checkpoints_cannot_bear_is_named_before_anything_is_written(name, tmp_path):
-    with pytest.raises(ValueError, match="no checkpoint can be kept under .*Give another folder"):
+    with pytest.raises(ValueError, match=r"no checkpoint can be kept under .*Give another folder"):
         checkpoint.save(tmp_path / name, state_of(1))
-    with pytest.raises(ValueError, match="no checkpoint can be kept under .*Give another folder"):
+    with pytest.raises(ValueError, match=r"no checkpoint can be kept under .*Give another folder"):
         runs.create(tmp_path / name, "run", presets.Sinusoid())
     assert not list(tmp_path.iterdir())
 

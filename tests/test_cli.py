@@ -1,10 +1,13 @@
 """The commands, end to end and small: what they leave, what they print, what they refuse."""
 
+import contextlib
 import dataclasses
 import json
 import runpy
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import chex
@@ -282,6 +285,10 @@ def test_adapt_names_the_class_of_each_image(trained, pictures, tmp_path, capsys
     assert "answers.json exists" in capsys.readouterr().err
     assert cli.main([*argv, *flags, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == answers
+    assert cli.main([*argv, *flags, "--eval-steps", "1", "--eval-batch", "4"]) == 0
+    assert "1 mini-batches of 4 images show 4 of the 6 images" in capsys.readouterr().err
+    assert cli.main([*argv, *flags, "--eval-steps", "1", "--eval-batch", "1"]) == 1
+    assert "show no image of bar" in capsys.readouterr().err
 
 
 def test_download_shows_where_the_files_are(monkeypatch, tmp_path, capsys):
@@ -356,7 +363,7 @@ def test_an_evaluation_with_balanced_mini_batches(trained, pictures, tmp_path, c
     shutil.copytree(trained, tmp_path / "run", ignore=never_scored)
     argv = ["evaluate", "run", "--data", str(pictures), "--balanced-eval", "True"]
     assert cli.main([*argv, "--eval-batch", "3"]) == 1
-    assert "batches of 3 cannot hold 2 classes equally often" in capsys.readouterr().err
+    assert "eval_batch is a multiple of ways, got 3" in capsys.readouterr().err
     assert cli.main([*argv, "--eval-batch", "2"]) == 0
     results = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert results["config"]["balanced_eval"]
@@ -414,6 +421,13 @@ def test_presets_are_the_papers_rows_and_what_goes_beyond(capsys):
             ["train", "omniglot", "--preset", "m15", "--data", "."],
             "m15 is for mini-imagenet",
         ),
+        (["train", "sinusoid", "--preset", "o15"], "preset o15 is for omniglot, not sinusoid"),
+        (["train", "omniglot", "--data", "nothing", "--out", "/"], "a run is never overwritten"),
+        (["train", "omniglot", "--data", "nothing", "--test-fraction", "0.5"], "for images alone"),
+        (
+            ["adapt", "run", "--support", "s", "--query", "q", "--json", "no/a.json"],
+            "there is no folder no for --json",
+        ),
         (["train", "omniglot", "--data", "nothing"], "reptile-jax download omniglot --out nothing"),
         (["train", "images", "--data", "nothing"], "there is no folder nothing"),
         (["evaluate", "nothing", "--data", "."], "nothing is not the folder of a run"),
@@ -445,7 +459,8 @@ def test_a_run_is_never_overwritten(trained, pictures, capsys):
         (["--meta-batch", "-3"], "meta_batch is at least 1, got -3"),
         (["--inner-rate", "nan"], "inner_rate is a finite number, got nan"),
         (["--meta-momentum", "1.5"], "meta_momentum is between 0 and 1, got 1.5"),
-        (["--balanced-batches", "--inner-batch", "3"], "batches of 3 cannot hold 2 classes"),
+        (["--balanced-batches", "--inner-batch", "3"], "inner_batch is a multiple of ways, got 3"),
+        (["--split", "background"], "split is for omniglot alone"),
         (["--dataset", "omniglot"], "--dataset is what follows train: train omniglot"),
     ],
 )
@@ -475,6 +490,38 @@ def test_names_of_files_are_printed_as_they_are(capsys):
     printed = capsys.readouterr().out
     assert "[/b]/[red]c.png" in printed
     assert "a [b]" in printed
+
+
+def test_words_between_colons_are_printed_as_they_are(capsys):
+    report.say("runs/day:a:1")
+    assert capsys.readouterr().out == "runs/day:a:1\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("output", "said", "status"),
+    [("/dev/full", "standard output: No space left on device", 1), ("| true", "", 0)],
+)
+def test_an_output_that_fails_loses_no_results(output, said, status, trained, pictures, tmp_path):
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation*"))
+    command = f"{sys.executable} -m reptile_jax evaluate run --data {pictures}"
+    command += f" {output}" if output.startswith("|") else f" > {output}"
+    ended = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode == status, ended.stderr
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr
+    results = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert results["accuracy"]["transductive"]["mean"][-1] > 0.7
+
+
+@pytest.mark.parametrize("command", ["download", "presets"])
+def test_each_command_takes_help(command, capsys):
+    with contextlib.suppress(SystemExit):  # as a parser ends
+        assert cli.main([command, "--help"]) == 0
+    assert f"usage: reptile-jax {command}" in capsys.readouterr().out
 
 
 def test_json_has_no_nan(tmp_path):

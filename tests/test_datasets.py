@@ -172,6 +172,7 @@ def test_image_folder_checks_its_arguments(animals, tmp_path):
 def test_class_folders_are_sorted_and_without_clutter(animals):
     (animals / "dog" / "deeper").mkdir()
     saved(noise(4, 4, 3), animals / "dog" / "deeper" / "a.png")
+    (animals / "dog" / "folder.png").mkdir()
     (animals / "none").mkdir()
     folders = class_folders(str(animals))
     assert list(folders) == ["Bee", "ape", "cow", "dog", "none", "été"]

@@ -150,3 +150,6 @@ def test_bad_weights_and_single_batches_are_named():
         weighted(loss_fn, optax.sgd(0.1), [1, np.nan])
     with pytest.raises(ValueError, match="foml needs two mini-batches, or a query set"):
         estimate(foml(loss_fn, optax.sgd(0.1)), 1)
+    vector = lambda params, batch: params
+    with pytest.raises(ValueError, match="loss_fn returns a scalar and nothing else"):
+        estimate(weighted(vector, optax.sgd(0.1), [1, 2]), 2)

@@ -9,6 +9,7 @@ import pytest
 
 import reptile_jax as rj
 from reptile_jax import checkpoint
+from reptile_jax.evaluate import evaluate
 from reptile_jax.models import MLP, squared_error
 from reptile_jax.sinusoids import sinusoids
 from reptile_jax.train import meta_steps, train
@@ -99,3 +100,31 @@ def test_nothing_is_left_to_do_at_the_end(learner):
 def test_sizes_below_one_are_refused(learner, sizes):
     with pytest.raises(ValueError, match=r"(meta_batch|steps_per_dispatch) is at least 1"):
         next(train(learner, start(learner), sinusoids(), KEY, until=2, **sizes))
+
+
+def test_a_learner_that_does_not_donate_can_train_with_an_optimizer_that_keeps_the_parameters():
+    keeps = optax.GradientTransformation(
+        lambda params: params, lambda grads, state, params=None: (grads, state)
+    )
+    meta_gradient = rj.reptile(squared_error(MLP((8, 1)).apply), optax.sgd(0.02))
+    learner = rj.meta_learner(meta_gradient, keeps, donate=False)
+    state, _ = run(learner, start(learner), 2, 2)
+    assert int(state.step) == 2
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_distribution_that_is_no_pytree_of_arrays_is_told_how_to_be_one(learner, leaves):
+    class Waves:
+        def sample(self, key):
+            return sinusoids().sample(key)
+
+    waves = Waves()
+    if leaves:
+        flat = lambda waves: (("high",), None)
+        jax.tree_util.register_pytree_node(Waves, flat, lambda _, leaves: Waves())
+    message = "register Waves, with jax.tree_util.register_dataclass"
+    with pytest.raises(TypeError, match=message):
+        train(learner, start(learner), waves, KEY, until=1, meta_batch=1)
+    loss_fn, params = squared_error(MLP((8, 1)).apply), start(learner).params
+    with pytest.raises(TypeError, match=message):
+        evaluate(loss_fn, lambda *_: 0.0, optax.sgd(0.1), params, waves, KEY, num_tasks=2)

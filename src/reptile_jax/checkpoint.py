@@ -43,7 +43,7 @@ def save(folder: Path, state: MetaState) -> None:
     Raises:
       TypeError: for what is not a `MetaState`.
       FileExistsError: if there is a good checkpoint of a later step, or a different one of this.
-      ValueError: if there is one of this step or a later one, of another model; and as `check_path`.
+      ValueError: if there is one of this step or a later one, of another model; as `check_path`.
       OSError: if it cannot be written; the others stay as they are.
     """
     folder = Path(folder)

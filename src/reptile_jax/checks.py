@@ -48,7 +48,8 @@ def check_query(task: Task, name: str) -> None:
     """Raises a ValueError for a task without a query set; `name` is what needs one."""
     if task.query is None:
         raise ValueError(
-            f"{name} needs a query set: give Task(support, query); only reptile does without."
+            f"{name} needs a query set: give Task(support, query), or use one that does without, "
+            "as reptile."
         )
 
 

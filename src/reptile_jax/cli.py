@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import os
 import signal
 import sys
@@ -53,6 +54,8 @@ Every command takes --help."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit status; a person's mistake is one line, no traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show is no failure
+        sys.stdout.reconfigure(errors="replace")
     if not argv or argv[0] in ("-h", "--help"):
         report.say(USAGE)
         return 0 if argv else 2
@@ -77,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         report.fail(str(stop) or "interrupted")
         return 128 + getattr(stop, "signum", signal.SIGINT)
-    return 0
+    return int(report.lost())
 
 
 def _keep_programs() -> None:
@@ -132,6 +135,8 @@ def _train(argv: list[str]) -> None:
     what = argv[0] if argv and not argv[0].startswith("-") else None
     rest = argv[1:] if what else argv
     if what == "sinusoid":
+        if name is not None:
+            raise ValueError(f"preset {name} is for {presets.ALL[name].dataset}, not sinusoid.")
         _train_sinusoid(rest)
         return
     starts = {"omniglot": "o15", "mini-imagenet": "m15", "images": "m15"}
@@ -150,6 +155,8 @@ def _train(argv: list[str]) -> None:
         default=_FewShotOptions(tyro.MISSING, config),
         args=rest,
         prog=f"reptile-jax train {what or '--preset NAME'}",
+        description="--preset NAME starts from the values of a preset, --resume RUN goes on with "
+        "a run that was stopped.",
     )
     if options.config.dataset != config.dataset:
         raise ValueError(f"--dataset is what follows train: train {options.config.dataset} ...")
@@ -234,8 +241,7 @@ def _evaluate(argv: list[str]) -> None:
     options = dataclasses.asdict(given)
     run, data, _ = options.pop("run"), options.pop("data"), options.pop("sharing")
     changes = {name: value for name, value in options.items() if value is not None}
-    share = _can_share(runs.load_config(run))
-    with processes.joined(given.sharing, run, share=share) as (mesh, run):
+    with processes.joined(given.sharing, run) as (mesh, run):
         fewshot_run.score(run, data, mesh, **changes)
 
 
@@ -245,16 +251,26 @@ class _AdaptOptions:
     support: Path  # folder with one folder of images per class
     query: Path  # folder of the images to classify
     transductive: bool = False  # normalise the query images together
+    eval_steps: int | None = None  # inner steps; like eval_batch, by default the run's value
+    eval_batch: int | None = None  # images in each mini-batch
     json: Path | None = None  # also write the answers to this file; with - to standard output alone
 
 
 def _adapt(argv: list[str]) -> None:
     options = tyro.cli(_AdaptOptions, args=argv, prog="reptile-jax adapt")
     to_output = options.json == Path("-")
-    if options.json is not None and not to_output and options.json.exists():
-        raise FileExistsError(f"{options.json} exists: give another --json, or remove it.")
+    if options.json is not None and not to_output:
+        if options.json.exists():
+            raise FileExistsError(f"{options.json} exists: give another --json, or remove it.")
+        if not options.json.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {options.json.parent} for --json.")
+    asked = {"eval_steps": options.eval_steps, "eval_batch": options.eval_batch}
     answers = fewshot_run.adapt(
-        options.run, options.support, options.query, transductive=options.transductive
+        options.run,
+        options.support,
+        options.query,
+        transductive=options.transductive,
+        **{name: value for name, value in asked.items() if value is not None},
     )
     if to_output:
         report.say(to_json(answers))
@@ -281,6 +297,8 @@ class _DownloadOptions:
 
 
 def _download(argv: list[str]) -> None:
+    if argv[:1] in (["--help"], ["-h"]):
+        argv = ["omniglot", "--help"]
     if argv[:1] != ["omniglot"]:
         raise ValueError(
             "download what? Only omniglot can be fetched: download omniglot --out DIR."
@@ -293,6 +311,9 @@ def _download(argv: list[str]) -> None:
 
 
 def _presets(argv: list[str]) -> None:
+    if argv in (["--help"], ["-h"]):
+        report.say("usage: reptile-jax presets\n\nThe presets of train --preset and their values.")
+        return
     if argv:
         raise ValueError(f"presets takes no arguments, got {' '.join(argv)}.")
     rows = {name: dataclasses.asdict(config) for name, config in presets.PAPER.items()}

@@ -147,7 +147,9 @@ def class_folders(folder: str | Path) -> dict[str, list[Path]]:
     """
     folder = _existing(folder)
     return {
-        entry.name: sorted(file for file in entry.iterdir() if _is_image(file))
+        entry.name: sorted(
+            file for file in entry.iterdir() if _is_image(file) and not file.is_dir()
+        )
         for entry in sorted(folder.iterdir())
         if entry.is_dir() and not entry.name.startswith((".", "__"))
     }

@@ -27,7 +27,11 @@ def task_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def checked(mesh: Mesh | None) -> Mesh | None:
-    """The mesh with its axis of the automatic kind; a ValueError for one without such an axis."""
+    """The mesh with its axis of the automatic kind; raises for one without such an axis."""
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"a mesh is made by reptile_jax.devices.task_mesh(devices), got {mesh!r:.80}."
+        )
     if mesh is not None and mesh.axis_names != (AXIS,):
         raise ValueError(
             f'the mesh has the axes {mesh.axis_names}, and it is to have one, named "{AXIS}": make '

@@ -58,7 +58,8 @@ def evaluate(
     It says nothing of the spread over training runs.
 
     Args:
-      loss_fn, optimizer: the inner loop's; the optimiser may differ from training's.
+      loss_fn, optimizer: the inner loop's; the optimiser may differ from training's. Make them, and
+        `score_fn`, once: each has a compiled program of its own.
       score_fn: `(params, task) -> ` a number, or a pytree of numbers and arrays, with the task as
         it was drawn.
       params: the initialisation θ.
@@ -88,6 +89,8 @@ def evaluate(
     }
     check_integers(**{name: size for name, size in sizes.items() if size is not None})
     check_distribution(distribution)
+    if not isinstance(drawn := jax.eval_shape(distribution.sample, key), Task):
+        raise TypeError(f"sample(key) returns a Task, got {type(drawn).__name__}.")
     check_inner(loss_fn, optimizer)
     for name, function in {"score_fn": score_fn, "report": report or print}.items():
         if not callable(function):

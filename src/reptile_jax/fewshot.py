@@ -120,13 +120,14 @@ def few_shot(
     check_integers(ways=ways, shots=shots, steps=steps, batch_size=batch_size)
     check_integers(0, query_shots=query_shots)
     _check_classes(classes)
-    num_classes, fewest = len(classes.counts), int(np.min(classes.counts, initial=2**31 - 1))
+    counts = np.asarray(classes.counts, np.int64)
+    num_classes, fewest = len(counts), int(np.min(counts, initial=2**31 - 1))
     if ways > num_classes:
         raise ValueError(f"ways={ways}, but there are only {num_classes} classes.")
     if shots + query_shots > fewest:
         raise ValueError(
             f"shots={shots} and query_shots={query_shots} need {shots + query_shots} images of "
-            f"each class, but class {int(np.argmin(classes.counts))} has {fewest}."
+            f"each class, but class {int(np.argmin(counts))} has {fewest}."
         )
     if balanced and batch_size % ways:
         raise ValueError(

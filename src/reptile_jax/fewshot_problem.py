@@ -124,7 +124,7 @@ def held_out_tasks(config: presets.FewShotImages, splits: datasets.ImageSplits) 
     if config.ways > len(splits.test_names):
         raise ValueError(
             f"ways={config.ways}, but there are only {len(splits.test_names)} held-out classes: "
-            "give more classes, a larger test_fraction, or fewer ways."
+            "give fewer ways, or more classes."
         )
     return fewshot.few_shot(
         splits.test,

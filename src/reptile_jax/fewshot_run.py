@@ -45,10 +45,13 @@ def train(
     mesh: Mesh | None = None,
 ) -> Path:
     """Few-shot images: trains, saves, and scores on held-out classes. Returns the run."""
+    # What can be refused is, before data are read, which may take long, and before there is a run.
     presets.check(config)
+    presets.check_training(config)
+    problem_of(config, mesh)
+    runs.check_free(out)
     splits = load_data(config, data)
-    # What can be refused is, before there is a run.
-    held_out_tasks(config, splits), training_tasks(config, splits), problem_of(config, mesh)
+    held_out_tasks(config, splits), training_tasks(config, splits)
     folder = runs.create(out, name or config.dataset, config, classes=_classes(splits))
     return _train(config, folder, splits, on_metrics, mesh)
 
@@ -174,18 +177,7 @@ def _score(
             report=lambda done, total: bar.update(done),
             mesh=mesh,
         )
-    percent = lambda mean, half: f"{100 * mean:.2f} ± {100 * half:.2f}"
     own = "transductive" if config.transductive else "non-transductive"
-    report.table(
-        f"accuracy % ± 95% interval over {config.eval_tasks:,} held-out tasks, {config.ways}-way "
-        f"{config.shots}-shot, after {int(state.step):,} meta steps",
-        ["inner steps", *map(str, result.steps)],
-        [
-            [mode, *map(percent, result.mean[mode], result.interval[mode])]
-            for mode in ("transductive", "non-transductive")
-        ],
-    )
-    report.say(f"the score: {percent(result.mean[own][-1], result.interval[own][-1])}, {own}")
     results = {
         "accuracy": {
             mode: {"inner steps": result.steps, "mean": mean, "interval": result.interval[mode]}
@@ -197,7 +189,19 @@ def _score(
         "evaluation seconds": round(time.monotonic() - begun, 1),
         "config": dataclasses.asdict(config),
     }
-    runs.finish(folder, name, time.monotonic() - started, results)
+    stored = runs.store(folder, name, time.monotonic() - started, results)
+    percent = lambda mean, half: f"{100 * mean:.2f} ± {100 * half:.2f}"
+    report.table(
+        f"accuracy % ± 95% interval over {config.eval_tasks:,} held-out tasks, {config.ways}-way "
+        f"{config.shots}-shot, after {int(state.step):,} meta steps",
+        ["inner steps", *map(str, result.steps)],
+        [
+            [mode, *map(percent, result.mean[mode], result.interval[mode])]
+            for mode in ("transductive", "non-transductive")
+        ],
+    )
+    report.say(f"the score: {percent(result.mean[own][-1], result.interval[own][-1])}, {own}")
+    report.say(stored)
     return result
 
 
@@ -216,7 +220,7 @@ def _same_classes(run: Path, splits: datasets.ImageSplits) -> datasets.ImageSpli
 
 
 def adapt(
-    run: Path, support: Path, query: Path, *, transductive: bool = False
+    run: Path, support: Path, query: Path, *, transductive: bool = False, **changes: Any
 ) -> list[dict[str, Any]]:
     """Adapts a trained run to new classes and classifies images.
 
@@ -230,16 +234,18 @@ def adapt(
       transductive: normalise all query images together, without the support set. It helps when
         they are many and spread evenly over the classes; else each is normalised with the support
         set, and its answer does not depend on the others.
+      changes: replace fields of the run's configuration: `eval_steps` and `eval_batch`.
 
     Returns:
       For each query image, in the order of the paths: "image", "class", "probability", and
       "probabilities" by class.
 
     Raises:
-      ValueError: for a support set without images, for more classes than the run takes, and if the
-        inner loop diverges.
+      ValueError: for a support set without images, for more classes than the run takes or than its
+        mini-batches show, and if the inner loop diverges.
     """
-    config = _few_shot_config(run)
+    config = dataclasses.replace(_few_shot_config(run), **changes)
+    presets.check(config)
     classes = datasets.class_folders(support)
     names = list(classes)
     if not names:
@@ -251,19 +257,15 @@ def adapt(
         )
     if empty := [name for name, files in classes.items() if not files]:
         raise ValueError(f"these classes in {support} hold no images: {', '.join(empty)}.")
-    if not config.balanced_batches and len(names) > config.eval_steps * config.eval_batch:
-        raise ValueError(
-            f"{len(names)} classes are more than the {config.eval_steps} mini-batches of "
-            f"{config.eval_batch} that {run} adapts to can show."
-        )
     if config.classifier == "zero":
         config = dataclasses.replace(config, ways=len(names))
+    order = _adaptation_order(config, [len(files) for files in classes.values()])
+    _check_shown(order, classes, support)
     problem, state = _restore(run, config)
     read = lambda files: jnp.asarray(_read(config, files), jnp.float32) / 255
     labels = [label for label, name in enumerate(names) for _ in classes[name]]
     given = Batch(read(list(itertools.chain(*classes.values()))), jnp.array(labels, jnp.int32))
     queries = datasets.image_files(query)
-    order = _adaptation_order(config, [len(files) for files in classes.values()])
     batches = jax.tree.map(lambda leaf: leaf[order], given)
     loss_fn = adaptation_loss(
         config, problem.model, order.shape[1], balanced=config.balanced_batches
@@ -305,6 +307,27 @@ def _adaptation_order(config: presets.FewShotImages, counts: list[int]) -> jax.A
         for key, count, end in zip(keys, counts, ends, strict=True)
     ]
     return jnp.concatenate(by_class, axis=1)
+
+
+def _check_shown(order: jax.Array, classes: dict[str, list[Path]], support: Path) -> None:
+    """Raises a ValueError for classes that are not in the mini-batches; says so of images."""
+    shown = np.zeros(sum(map(len, classes.values())), bool)
+    shown[np.asarray(order)] = True
+    ends = np.cumsum([len(files) for files in classes.values()])
+    by_class = dict(zip(classes, np.split(shown, ends[:-1]), strict=True))
+    steps, batch = order.shape
+    adapts = f"{steps} mini-batches of {batch} images"
+    if unseen := [name for name, images in by_class.items() if not images.any()]:
+        more = f" and {len(unseen) - 3} more" if len(unseen) > 3 else ""
+        raise ValueError(
+            f"{adapts} show no image of {', '.join(unseen[:3])}{more} in {support}: give "
+            "fewer images or classes, or a larger --eval-steps or --eval-batch."
+        )
+    if not shown.all():
+        report.fail(
+            f"{adapts} show {shown.sum()} of the {len(shown)} images in {support}: a larger "
+            "--eval-steps or --eval-batch shows more"
+        )
 
 
 def _few_shot_config(run: Path) -> presets.FewShotImages:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from reptile_jax.checks import LossFn, check_inner
+from reptile_jax.checks import LossFn, check_inner, scalar
 from reptile_jax.padding import unless_empty
 from reptile_jax.reptile import MetaGradient, inner_loop
 from reptile_jax.task_axis import TaskGradient
@@ -50,7 +50,7 @@ def weighted(
 
         def step(carry, batch, weight):
             params, opt_state, total = carry
-            loss, gradient = jax.value_and_grad(loss_fn)(params, batch)
+            loss, gradient = jax.value_and_grad(scalar(loss_fn))(params, batch)
             updates, opt_state = inner_optimizer.update(gradient, opt_state, params)
             add = lambda sum_, g: sum_ + weight.astype(g.dtype) * g
             total = jax.tree.map(add, total, gradient)

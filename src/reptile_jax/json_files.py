@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 
@@ -15,7 +16,7 @@ def plain(value: Any) -> Any:
     """What JSON can hold: arrays become lists, and numbers that are not finite become None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
         return plain(value.tolist())
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]

@@ -62,7 +62,7 @@ def learning_curve(
     figure, panel = plt.subplots(figsize=(6.4, 4), layout="constrained")
     for name, (steps, values) in curves.items():
         panel.plot(steps, values, label=name, linewidth=1.2)
-    panel.set(title=title, xlabel="meta steps", ylabel="inner loss")
+    panel.set(title=title.replace("$", r"\$"), xlabel="meta steps", ylabel="inner loss")
     panel.grid(alpha=0.3)
     panel.legend(frameon=False)
     figure.savefig(path, dpi=110)

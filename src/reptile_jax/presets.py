@@ -104,6 +104,31 @@ def check(config: Sinusoid | FewShotImages) -> None:
                 raise ValueError(
                     f"{name} is one of {', '.join(map(repr, choices))}, got {value!r}."
                 )
+    if isinstance(config, FewShotImages) and config.balanced_eval:
+        _check_multiple("eval_batch", config)
+
+
+def _check_multiple(name: str, config: FewShotImages) -> None:
+    if (size := getattr(config, name)) % config.ways:
+        raise ValueError(
+            f"balanced mini-batches hold each of {config.ways} classes as often: {name} is a "
+            f"multiple of ways, got {size}."
+        )
+
+
+def check_training(config: FewShotImages) -> None:
+    """Raises a ValueError for values that make no training, alone or together."""
+    if config.balanced_batches:
+        _check_multiple("inner_batch", config)
+    meant_for = {"omniglot": ("split",), "images": ("split_seed", "test_fraction")}
+    for dataset, names in meant_for.items():
+        for name in names:
+            given = getattr(config, name)
+            if config.dataset != dataset and given != getattr(FewShotImages, name):
+                raise ValueError(
+                    f"{name} is for {dataset} alone: leave {name}={given!r} out for "
+                    f"{config.dataset}."
+                )
 
 
 def _rows() -> dict[str, FewShotImages]:

@@ -32,7 +32,9 @@ _START = 120  # seconds that processes wait for each other to start
 class Sharing:
     """Which devices share the tasks of a meta step."""
 
-    devices: int | None = None  # of this process; on a CPU by default 1, else all there are
+    devices: int | None = (
+        None  # of this process; by default all GPUs or TPUs, where more help, or 1
+    )
     distributed: bool = False  # this is one of several processes, all with the same command
     coordinator: str | None = None  # HOST:PORT of process 0; by default as the cluster has it
     num_processes: int | None = None  # by default as the cluster has it
@@ -132,10 +134,11 @@ def _start(sharing: Sharing) -> None:
         return
     given = None not in where
     host, _, port = (sharing.coordinator or "").rpartition(":")
-    if sharing.coordinator is not None and not (host and port.isdigit()):
+    if sharing.coordinator is not None and not (host and port.isdigit() and int(port) < 2**16):
         raise ValueError(f"--coordinator is HOST:PORT, got {sharing.coordinator!r}.")
     # SIGTERM is to end a process, or to be handled here.
     jax.config.update("jax_enable_preemption_service", False)
+    report.say(f"waiting for the other processes, {_START} s at most")
     loopback = host in ("localhost", "127.0.0.1", "[::1]")
     try:
         jax.distributed.initialize(

@@ -1,8 +1,10 @@
 """Progress and tables; the only module that prints."""
 
+import contextlib
+import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -18,8 +20,16 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-_console = Console()
 _LINE_EVERY = 10.0  # seconds, where there is no terminal to redraw a bar on
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:  # Rich's own ends the process
+        raise
+
+
+_console = _Console()
+_lost = False
 
 
 def be_quiet() -> None:
@@ -29,12 +39,33 @@ def be_quiet() -> None:
 
 def say(message: str) -> None:
     """Prints one line as it is."""
-    _console.print(message, markup=False, highlight=False, soft_wrap=True)
+    with _going_on():
+        _console.print(message, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def fail(message: str) -> None:
     """Prints what went wrong, on standard error."""
     print(f"reptile-jax: {message}", file=sys.stderr)
+
+
+def lost() -> bool:
+    """Whether something could not be printed, other than to a reader who had seen enough."""
+    return _lost
+
+
+@contextlib.contextmanager
+def _going_on() -> Iterator[None]:
+    """Inside, an output that fails is given up: a training is not to end because its log does."""
+    global _lost
+    try:
+        yield
+    except OSError as error:
+        _console.quiet = True
+        with contextlib.suppress(OSError, ValueError):  # what it still holds goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            _lost = True
+            fail(f"standard output: {error.strerror}; going on without it")
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -48,7 +79,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for row in rows:
         drawn.add_row(*map(Text, row))  # as it is: a file's name is no markup
     # A file or a pipe has no width to fit.
-    Console(width=None if _console.is_terminal else 160, quiet=_console.quiet).print(drawn)
+    width = None if _console.is_terminal else 160
+    with _going_on():
+        _Console(width=width, quiet=_console.quiet).print(drawn)
 
 
 class Bar:

@@ -128,7 +128,11 @@ def inner_loop(
 
 
 def reptile(loss_fn: LossFn, inner_optimizer: optax.GradientTransformation) -> MetaGradient:
-    """θ − φ, the way back from where the inner loop went. Uses no query set."""
+    """θ − φ, the way back from where the inner loop went. Uses no query set.
+
+    Raises:
+      TypeError: for what is no loss function or no optimiser.
+    """
     check_inner(loss_fn, inner_optimizer)
 
     def estimate(params, opt_state, task):
@@ -140,7 +144,12 @@ def reptile(loss_fn: LossFn, inner_optimizer: optax.GradientTransformation) -> M
 
 
 def fomaml(loss_fn: LossFn, inner_optimizer: optax.GradientTransformation) -> MetaGradient:
-    """First-order MAML: the query loss's gradient at φ, taken as if it were at θ (section 4)."""
+    """First-order MAML: the query loss's gradient at φ, taken as if it were at θ (section 4).
+
+    Raises:
+      TypeError: for what is no loss function or no optimiser.
+      ValueError: in a meta step, for tasks without a query set.
+    """
     check_inner(loss_fn, inner_optimizer)
 
     def estimate(params, opt_state, task):
@@ -153,7 +162,12 @@ def fomaml(loss_fn: LossFn, inner_optimizer: optax.GradientTransformation) -> Me
 
 
 def maml(loss_fn: LossFn, inner_optimizer: optax.GradientTransformation) -> MetaGradient:
-    """MAML (Finn, Abbeel & Levine 2017): the query loss differentiated through the inner loop."""
+    """MAML (Finn, Abbeel & Levine 2017): the query loss differentiated through the inner loop.
+
+    Raises:
+      TypeError: for what is no loss function or no optimiser.
+      ValueError: in a meta step, for tasks without a query set.
+    """
     check_inner(loss_fn, inner_optimizer)
 
     def estimate(params, opt_state, task):
@@ -200,6 +214,11 @@ def meta_learner(
 
     Returns:
       `MetaLearner(init, step)`. `init` copies the parameters; `step` is jitted `meta_step`.
+
+    Raises:
+      TypeError: for what is no meta-gradient, no optimiser or no mesh.
+      ValueError: for an unknown `inner_state`, for `tasks_at_once` below 1, for a mesh with other
+        axes, and where "carried" is to run tasks side by side or on several devices.
     """
     if not isinstance(inner_state, str) or inner_state not in get_args(InnerState):
         raise ValueError(f"inner_state is one of {get_args(InnerState)}, got {inner_state!r}.")
@@ -226,8 +245,9 @@ def meta_learner(
         params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), params)
         inner = None if inner_state == "fresh" else meta_gradient.init(params)
         state = MetaState(params, meta_optimizer.init(params), inner, jnp.zeros((), jnp.int32))
-        # Some optimisers keep the parameters themselves; a donated buffer has one owner.
-        return replicate(jax.tree.map(jnp.copy, state) if donate else state, mesh)
+        # Some optimisers keep the parameters themselves; a buffer that is donated, as `train` does
+        # with any learner's, has one owner.
+        return replicate(jax.tree.map(jnp.copy, state), mesh)
 
     step = functools.partial(
         meta_step,

@@ -47,12 +47,8 @@ def create(out: Path | None, name: str, config: Config, **files: Any) -> Path:
       FileExistsError: if `out` exists and is not an empty folder: a run is never overwritten.
       ValueError: as `checkpoint.check_path`.
     """
-    checkpoint.check_path(out or Path())
+    check_free(out)
     folder = out or _make_next(Path("runs") / name)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(
-            f"{folder} exists, and a run is never overwritten: give another --out, or remove it."
-        )
     folder.mkdir(parents=True, exist_ok=True)
     kind = next(kind for kind, made in _KINDS.items() if isinstance(config, made))
     for file, content in files.items():
@@ -60,6 +56,15 @@ def create(out: Path | None, name: str, config: Config, **files: Any) -> Path:
     # The last, since with it the folder is that of a run.
     write_json(folder / "config.json", {"kind": kind, **dataclasses.asdict(config)})
     return folder
+
+
+def check_free(out: Path | None) -> None:
+    """Raises as `create` does, where a run cannot be."""
+    checkpoint.check_path(out or Path())
+    if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(
+            f"{out} exists, and a run is never overwritten: give another --out, or remove it."
+        )
 
 
 def load_config(folder: Path) -> Config:
@@ -142,14 +147,14 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def finish(folder: Path, name: str, seconds: float, results: dict[str, Any]) -> None:
-    """Writes results, with the time taken and the environment, and says where they are.
+def store(folder: Path, name: str, seconds: float, results: dict[str, Any]) -> str:
+    """Writes results, with the time taken and the environment; returns where they are, to be said.
 
     They are in `<name>.json`, or the next free `<name>-<number>.json`.
     """
     path = _next_free(folder / f"{name}.json")
     write_json(path, {"seconds": round(seconds, 1), **results, "environment": environment()})
-    report.say(f"{seconds:.0f} s; see {path}")
+    return f"{seconds:.0f} s; see {path}"
 
 
 def environment() -> dict[str, Any]:

@@ -136,6 +136,8 @@ def _tabulate(config, folder: Path, evaluations, started: float) -> None:
         }
         for name, e in evaluations.items()
     }
+    results = {"mean squared error": errors, "tasks": config.eval_tasks}
+    stored = runs.store(folder, "results", time.monotonic() - started, results)
     report.table(
         f"mean squared error ± 95% interval over {config.eval_tasks:,} held-out waves, "
         f"{config.eval_shots} points given",
@@ -151,8 +153,7 @@ def _tabulate(config, folder: Path, evaluations, started: float) -> None:
             for name, error in errors.items()
         ],
     )
-    results = {"mean squared error": errors, "tasks": config.eval_tasks}
-    runs.finish(folder, "results", time.monotonic() - started, results)
+    report.say(stored)
 
 
 def _draw(folder: Path, evaluations, most: int = 3) -> None:

@@ -148,10 +148,17 @@ def check_key(key: Any, shape: tuple[int, ...] = ()) -> None:
 
 
 def check_distribution(distribution: Any) -> None:
-    """Raises a TypeError for what has no `sample(key) -> Task`."""
+    """Raises a TypeError for what has no `sample(key) -> Task`, or is no pytree of arrays."""
     if isinstance(distribution, type) or not isinstance(distribution, TaskDistribution):
         given = getattr(distribution, "__name__", type(distribution).__name__)
         raise TypeError(f"a task distribution has a method sample(key) -> Task, got {given}.")
+    for leaf in jax.tree.leaves(distribution):
+        if not isinstance(leaf, int | float | complex) and not hasattr(leaf, "dtype"):
+            what = "" if leaf is distribution else f", and its leaves are arrays, not {leaf!r:.80}"
+            raise TypeError(
+                f"a task distribution is a pytree{what}: register {type(distribution).__name__}, "
+                "with jax.tree_util.register_dataclass for one, its sizes as static fields."
+            )
 
 
 def check_meta_batch(tasks: Task | Key) -> int:

@@ -7,7 +7,14 @@ import jax
 
 from reptile_jax.devices import replicate
 from reptile_jax.reptile import MetaInfo, MetaLearner, MetaState
-from reptile_jax.tasks import Draws, Key, TaskDistribution, check_integers, check_key
+from reptile_jax.tasks import (
+    Draws,
+    Key,
+    TaskDistribution,
+    check_distribution,
+    check_integers,
+    check_key,
+)
 
 
 @functools.partial(
@@ -68,12 +75,14 @@ def train(
     The state given, and each one yielded, is used up by the next dispatch.
 
     Raises:
-      TypeError: for numbers that are not integers, or what is not a learner, state or key.
+      TypeError: for numbers that are not integers, or what is not a learner, state, distribution
+        or key.
       ValueError: for a meta-batch or a number of steps below 1.
     """
     check_integers(meta_batch=meta_batch, steps_per_dispatch=steps_per_dispatch)
     check_integers(0, until=until)
     check_key(key)
+    check_distribution(distribution)
     if not isinstance(learner, MetaLearner) or not isinstance(state, MetaState):
         raise TypeError(
             "train takes what meta_learner makes, and what its init makes of the parameters, got "
