@@ -149,7 +149,8 @@ def save(preset: str, config: presets.FewShotImages, args, curve: list[Point]) -
             "config": dataclasses.asdict(config),
             "held-out tasks": args.tasks,
         },
-        command=f"time_to_accuracy --data DIR --preset {preset} --meta-steps {args.meta_steps}",
+        command=f"time_to_accuracy --data DIR --preset {preset} --meta-steps {args.meta_steps} "
+        f"--every {args.every}",
         on=measure.machine(),
     )
 
