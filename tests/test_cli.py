@@ -517,6 +517,18 @@ def test_an_output_that_fails_loses_no_results(output, said, status, trained, pi
     assert results["accuracy"]["transductive"]["mean"][-1] > 0.7
 
 
+def test_results_that_cannot_be_kept_are_shown(trained, pictures, monkeypatch, capsys):
+    def full(path, value):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(runs, "write_json", full)
+    assert cli.main(["evaluate", str(trained), "--data", str(pictures)]) == 1
+    shown, error = capsys.readouterr()
+    assert "the score: " in shown
+    assert "evaluation" in error
+    assert "No space left on device" in error
+
+
 @pytest.mark.parametrize("command", ["download", "presets"])
 def test_each_command_takes_help(command, capsys):
     with contextlib.suppress(SystemExit):  # as a parser ends

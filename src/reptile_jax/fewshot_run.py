@@ -189,18 +189,20 @@ def _score(
         "evaluation seconds": round(time.monotonic() - begun, 1),
         "config": dataclasses.asdict(config),
     }
-    stored = runs.store(folder, name, time.monotonic() - started, results)
     percent = lambda mean, half: f"{100 * mean:.2f} ± {100 * half:.2f}"
-    report.table(
-        f"accuracy % ± 95% interval over {config.eval_tasks:,} held-out tasks, {config.ways}-way "
-        f"{config.shots}-shot, after {int(state.step):,} meta steps",
-        ["inner steps", *map(str, result.steps)],
-        [
-            [mode, *map(percent, result.mean[mode], result.interval[mode])]
-            for mode in ("transductive", "non-transductive")
-        ],
-    )
-    report.say(f"the score: {percent(result.mean[own][-1], result.interval[own][-1])}, {own}")
+    try:
+        stored = runs.store(folder, name, time.monotonic() - started, results)
+    finally:  # what cannot be kept is shown all the same
+        report.table(
+            f"accuracy % ± 95% interval over {config.eval_tasks:,} held-out tasks, "
+            f"{config.ways}-way {config.shots}-shot, after {int(state.step):,} meta steps",
+            ["inner steps", *map(str, result.steps)],
+            [
+                [mode, *map(percent, result.mean[mode], result.interval[mode])]
+                for mode in ("transductive", "non-transductive")
+            ],
+        )
+        report.say(f"the score: {percent(result.mean[own][-1], result.interval[own][-1])}, {own}")
     report.say(stored)
     return result
 

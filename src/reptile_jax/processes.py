@@ -32,9 +32,8 @@ _START = 120  # seconds that processes wait for each other to start
 class Sharing:
     """Which devices share the tasks of a meta step."""
 
-    devices: int | None = (
-        None  # of this process; by default all GPUs or TPUs, where more help, or 1
-    )
+    # Of this process; by default all its GPUs or TPUs, where more than one help; else 1.
+    devices: int | None = None
     distributed: bool = False  # this is one of several processes, all with the same command
     coordinator: str | None = None  # HOST:PORT of process 0; by default as the cluster has it
     num_processes: int | None = None  # by default as the cluster has it

@@ -137,22 +137,24 @@ def _tabulate(config, folder: Path, evaluations, started: float) -> None:
         for name, e in evaluations.items()
     }
     results = {"mean squared error": errors, "tasks": config.eval_tasks}
-    stored = runs.store(folder, "results", time.monotonic() - started, results)
-    report.table(
-        f"mean squared error ± 95% interval over {config.eval_tasks:,} held-out waves, "
-        f"{config.eval_shots} points given",
-        ["steps", *map(str, shown)],
-        [
+    try:
+        stored = runs.store(folder, "results", time.monotonic() - started, results)
+    finally:  # what cannot be kept is shown all the same
+        report.table(
+            f"mean squared error ± 95% interval over {config.eval_tasks:,} held-out waves, "
+            f"{config.eval_shots} points given",
+            ["steps", *map(str, shown)],
             [
-                name,
-                *(
-                    f"{mean:.3f} ± {half:.3f}"
-                    for mean, half in zip(error["mean"], error["interval"], strict=True)
-                ),
-            ]
-            for name, error in errors.items()
-        ],
-    )
+                [
+                    name,
+                    *(
+                        f"{mean:.3f} ± {half:.3f}"
+                        for mean, half in zip(error["mean"], error["interval"], strict=True)
+                    ),
+                ]
+                for name, error in errors.items()
+            ],
+        )
     report.say(stored)
 
 
