@@ -128,3 +128,15 @@ def test_a_distribution_that_is_no_pytree_of_arrays_is_told_how_to_be_one(learne
     loss_fn, params = squared_error(MLP((8, 1)).apply), start(learner).params
     with pytest.raises(TypeError, match=message):
         evaluate(loss_fn, lambda *_: 0.0, optax.sgd(0.1), params, waves, KEY, num_tasks=2)
+
+
+def test_an_evaluation_names_what_is_no_task():
+    @jax.tree_util.register_pytree_node_class
+    class Pairs:
+        sample = staticmethod(lambda key: (key, key))
+        tree_flatten = lambda self: ((), None)
+        tree_unflatten = classmethod(lambda cls, _, leaves: cls())
+
+    params, score = {"w": jnp.zeros(1)}, lambda *_: 0.0
+    with pytest.raises(TypeError, match="returns a Task, not a tuple"):
+        evaluate(score, score, optax.sgd(0.1), params, Pairs(), KEY, num_tasks=2)

@@ -21,6 +21,7 @@ from reptile_jax.tasks import (
     check_integers,
     check_key,
     check_leading_axis,
+    drawn,
 )
 
 ScoreFn: TypeAlias = Callable[[Params, Task], Any]  # (params, task) -> a pytree of arrays
@@ -89,8 +90,6 @@ def evaluate(
     }
     check_integers(**{name: size for name, size in sizes.items() if size is not None})
     check_distribution(distribution)
-    if not isinstance(drawn := jax.eval_shape(distribution.sample, key), Task):
-        raise TypeError(f"sample(key) returns a Task, got {type(drawn).__name__}.")
     check_inner(loss_fn, optimizer)
     for name, function in {"score_fn": score_fn, "report": report or print}.items():
         if not callable(function):
@@ -156,7 +155,7 @@ def _scores(
 
     def score_task(shared, key):
         params, opt_state, distribution = shared
-        task = distribution.sample(key)
+        task = drawn(distribution, key)
         start = optimizer.init(params) if opt_state is None else opt_state
         return adaptation_curve(
             loss_fn,

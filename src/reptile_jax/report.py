@@ -62,7 +62,8 @@ def _going_on() -> Iterator[None]:
     except OSError as error:
         _console.quiet = True
         with contextlib.suppress(OSError, ValueError):  # what it still holds goes nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             _lost = True
             fail(f"standard output: {error.strerror}; going on without it")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from reptile_jax.devices import Mesh, all_reduce, over_devices, repeat_last
-from reptile_jax.tasks import Draws, Task, check_distribution, check_meta_batch
+from reptile_jax.tasks import Draws, Task, check_distribution, check_meta_batch, drawn
 
 Params: TypeAlias = Any  # a pytree of floating-point arrays
 
@@ -111,9 +111,7 @@ def _run(estimate, shared, tasks_and_exist, *, at_once: int, carry: bool):
 
     def run_one(opt_state, task, exists):
         if distribution is not None:
-            task = distribution.sample(task)
-            if not isinstance(task, Task):
-                raise TypeError(f"sample(key) returns a Task, not a {type(task).__name__}.")
+            task = drawn(distribution, task)
         result = estimate(params, opt_state, task)
         given = jnp.asarray(1.0 if task.weight is None else task.weight, zero.dtype)
         finite = _all_finite(result) & jnp.isfinite(given)

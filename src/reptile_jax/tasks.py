@@ -55,6 +55,14 @@ class Draws(NamedTuple):
     keys: Key  # [tasks]
 
 
+def drawn(distribution: TaskDistribution, key: Key) -> Task:
+    """The task of a key; a TypeError, at tracing, if the distribution gives something else."""
+    task = distribution.sample(key)
+    if not isinstance(task, Task):
+        raise TypeError(f"sample(key) returns a Task, not a {type(task).__name__}.")
+    return task
+
+
 def minibatches(
     key: Key, examples: Examples, *, steps: int, batch_size: int, replace: bool = False
 ) -> Batches:
