@@ -1,7 +1,7 @@
-"""Reptile with parameters in a plain dict, and a task distribution of one's own.
+"""Reptile with parameters in a plain dict, and your own task distribution.
 
-Each task is to tell the two sides of a random line apart. The distribution is a pytree with a
-`sample` method, so the tasks are drawn on the device, and many meta steps run in one dispatch.
+A task is to tell the two sides of a random line apart. The distribution is a pytree with a
+`sample` method. So tasks are drawn on the device, and many meta steps run in one dispatch.
 
     python examples/dict_own_distribution.py [meta steps]
 """
@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import optax
 
 import reptile_jax as rj
-from reptile_jax.train import train
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class HalfPlanes:
-    noise: float  # an array in the compiled program: changing it does not recompile
+    noise: float  # an argument of the compiled program: a new value does not recompile
 
     def sample(self, key: jax.Array) -> rj.Task:
         normal_key, point_key, noise_key, batch_key = jax.random.split(key, 4)
@@ -28,7 +27,7 @@ class HalfPlanes:
         points = jax.random.normal(point_key, (20, 2))
         margin = points @ normal + self.noise * jax.random.normal(noise_key, (20,))
         examples = rj.Batch(points, (margin > 0).astype(jnp.float32))
-        return rj.Task(rj.minibatches(batch_key, examples, steps=6, batch_size=10))
+        return rj.Task(rj.tasks.minibatches(batch_key, examples, steps=6, batch_size=10))
 
 
 def loss_fn(params, batch):
@@ -45,7 +44,7 @@ def main(meta_steps: int) -> None:
     }
     learner = rj.meta_learner(rj.reptile(loss_fn, optax.sgd(0.5)), optax.sgd(0.1))
     tasks, key = HalfPlanes(noise=0.1), jax.random.key(1)
-    loop = train(learner, learner.init(params), tasks, key, until=meta_steps, meta_batch=4)
+    loop = rj.train(learner, learner.init(params), tasks, key, until=meta_steps, meta_batch=4)
     for state, infos in loop:
         if int(state.step) % 500 == 0:
             first, last = infos.losses[..., 0].mean(), infos.losses[..., -1].mean()

@@ -1,7 +1,7 @@
-"""Reptile where the parts of the parameters are treated differently, all of it by Optax.
+"""Reptile that treats parts of the parameters differently, with Optax alone.
 
-The features are frozen; in the inner loop the body learns slowly and the head fast; and the offset
-is each task's own: a task finds it from zero, and the initialisation keeps none of it.
+The features are frozen. In the inner loop the body learns slowly and the head fast. Each task
+learns its own offset from zero: meta steps leave it alone.
 
     python examples/dict_parts_of_parameters.py [meta steps]
 """
@@ -22,7 +22,7 @@ def loss_fn(params, batch):
 
 
 def waves(key: jax.Array, tasks: int, steps: int, batch: int) -> rj.Task:
-    """Waves a·sin(x + b), as seen by an instrument that adds another constant in every task."""
+    """Waves a·sin(x + b) + c: every task has its own amplitude, phase and constant."""
     x_key, *keys = jax.random.split(key, 4)
     draw = lambda key, low, high: jax.random.uniform(key, (tasks, 1, 1, 1), minval=low, maxval=high)
     a, b, constant = map(draw, keys, (0.5, 0.0, -5.0), (2.0, 3.0, 5.0))
@@ -38,7 +38,7 @@ def main(meta_steps: int) -> None:
         "head": 0.1 * draw(2, 32, 1),
         "offset": jnp.zeros((1, 1)),
     }
-    # Not `optax.masked(sgd(...))`: it lets through as updates the gradients that it leaves out.
+    # Not `optax.masked(sgd(...))`: its updates of the other parts are their gradients.
     sgd, zero = optax.sgd, optax.set_to_zero()
     inner = optax.partition(
         {"features": zero, "body": sgd(0.01), "head": sgd(0.03), "offset": sgd(0.3)},

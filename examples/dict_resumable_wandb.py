@@ -1,6 +1,6 @@
-"""Reptile that goes on where it was stopped, and logs to Weights & Biases where that is installed.
+"""Reptile that resumes after it was stopped, and logs to Weights & Biases if that is installed.
 
-Kill it whenever you like and start it again: it ends with the same parameters, bit for bit.
+Kill it at any time and start it again: it ends with the same parameters, bit for bit.
 
     python examples/dict_resumable_wandb.py [meta steps]
 """
@@ -14,9 +14,6 @@ import jax.numpy as jnp
 import optax
 
 import reptile_jax as rj
-from reptile_jax import checkpoint
-from reptile_jax.sinusoids import sinusoids
-from reptile_jax.train import train
 
 
 def loss_fn(params, batch):
@@ -25,7 +22,7 @@ def loss_fn(params, batch):
 
 
 def logger():
-    """A function of metrics and step: W&B's, or one that prints."""
+    """Returns a function that logs metrics of a step: to W&B, or to the terminal."""
     try:
         import wandb
     except ImportError:
@@ -39,15 +36,15 @@ def main(meta_steps: int, folder: Path) -> None:
     w, v = jax.random.normal(w_key, (1, 16)), jax.random.normal(v_key, (16, 1))
     params = {"w": w, "b": jnp.zeros((1, 16)), "v": 0.3 * v}
     meta_gradient = rj.reptile(loss_fn, optax.adam(0.01))
-    learner = rj.meta_learner(meta_gradient, optax.sgd(0.5), inner_state="averaged")
+    learner = rj.meta_learner(meta_gradient, optax.sgd(0.5), inner_opt_state="average")
     start, log = learner.init(params), logger()
-    with contextlib.suppress(FileNotFoundError):  # at the first start there is no checkpoint
-        start = checkpoint.restore(folder, like=start)
-    key = jax.random.key(1)
-    for state, infos in train(learner, start, sinusoids(), key, until=meta_steps, meta_batch=4):
+    with contextlib.suppress(FileNotFoundError):  # the first start has no checkpoint
+        start = rj.checkpoint.restore(folder, like=start)
+    waves, key = rj.tasks.sinusoids(), jax.random.key(1)
+    for state, infos in rj.train(learner, start, waves, key, until=meta_steps, meta_batch=4):
         log({"loss": float(infos.losses[..., -1].mean())}, int(state.step))
         if int(state.step) % 500 == 0 or int(state.step) == meta_steps:
-            checkpoint.save(folder, state)
+            rj.checkpoint.save(folder, state)
 
 
 if __name__ == "__main__":

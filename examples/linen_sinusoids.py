@@ -1,4 +1,4 @@
-"""Reptile with a Flax linen model, on tasks drawn on the device: sine waves.
+"""Reptile with a Flax linen model, on sine waves that are drawn on the device.
 
 python examples/linen_sinusoids.py [meta steps]
 """
@@ -11,9 +11,6 @@ import jax.numpy as jnp
 import optax
 
 import reptile_jax as rj
-from reptile_jax.evaluate import evaluate
-from reptile_jax.sinusoids import sinusoids
-from reptile_jax.train import train
 
 
 class Network(nn.Module):
@@ -35,15 +32,15 @@ def main(meta_steps: int) -> None:
     anneal = optax.linear_schedule(1.0, 0.0, meta_steps)
     learner = rj.meta_learner(rj.reptile(loss_fn, inner), optax.sgd(anneal))
 
-    waves, key = sinusoids(), jax.random.key(1)
-    loop = train(learner, learner.init(params), waves, key, until=meta_steps, meta_batch=5)
+    waves, key = rj.tasks.sinusoids(), jax.random.key(1)
+    loop = rj.train(learner, learner.init(params), waves, key, until=meta_steps, meta_batch=5)
     for state, infos in loop:
         if int(state.step) % 1000 == 0:
             print(f"meta step {int(state.step)}: loss {infos.losses[..., -1].mean():.3f}")
 
-    held_out = sinusoids(shots=10, steps=32)
+    held_out = rj.tasks.sinusoids(shots=10, steps=32)
     score = lambda params, task: loss_fn(params, task.query)
-    result = evaluate(
+    result = rj.evaluate(
         loss_fn, score, inner, state.params, held_out, jax.random.key(2), num_tasks=200
     )
     print(

@@ -1,4 +1,4 @@
-"""Reptile with a Flax NNX model, on tasks of one's own that come from NumPy; Adam outside.
+"""Reptile with a Flax NNX model, your own NumPy tasks, and Adam as the meta-optimiser.
 
 python examples/nnx_own_tasks.py [meta steps]
 """

@@ -2,9 +2,9 @@
 
 import os
 
-# Almost all of the suite's time is compilation, and none of its results depend on how hard the
-# compiler's last stage tries. Eight devices, for what must not depend on their number. It stands
-# before jax is imported, since flags are read once.
+# Almost all of the suite's time is compilation, and no result depends on how hard the compiler's
+# last stage tries. Eight devices, for what must not depend on their number. JAX reads the flags
+# once, when it is imported.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -24,7 +24,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 @pytest.fixture
 def x64():
-    """Double precision, for comparisons that are to hold to more than float32's rounding."""
+    """Double precision, for comparisons closer than float32's rounding."""
     with jax.enable_x64(True):
         yield
 
@@ -37,18 +37,3 @@ def outside_strict(optimizer: optax.GradientTransformation) -> optax.GradientTra
             return optimizer.update(grads, state, params)
 
     return optax.GradientTransformation(optimizer.init, update)
-
-
-@pytest.fixture(scope="module")
-def programs_kept(tmp_path_factory):
-    """For tests that compile the same few programs again and again: here they are kept."""
-    kept = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in kept}
-    for name, value in kept.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)

@@ -1,5 +1,7 @@
 """Small image files for the tests of the loaders."""
 
+import io
+
 import numpy as np
 from PIL import Image
 
@@ -18,3 +20,17 @@ def saved(array, path, **options):
 
 def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encoded(mode, kind, **options):
+    """The bytes of a file with noise in one of Pillow's modes."""
+    file = io.BytesIO()
+    Image.fromarray(noise(9, 7, 3)).convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+def encoded_array(array, kind):
+    """The bytes of a file with the array's own pixels."""
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, kind)
+    return file.getvalue()

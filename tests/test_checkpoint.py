@@ -4,6 +4,8 @@ import contextlib
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,8 +15,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
 
-from reptile_jax import checkpoint, presets, runs
-from reptile_jax.reptile import MetaState
+from reptile_jax import MetaState, checkpoint
 
 
 def state_of(step, size=3, dtype=jnp.float32):
@@ -52,6 +53,20 @@ def test_a_folder_may_be_a_string_and_what_is_no_state_is_named(tmp_path):
         checkpoint.save(tmp_path, {"w": jnp.zeros(3)})
 
 
+def test_a_save_prints_nothing(tmp_path):
+    code = """
+import sys, jax.numpy as jnp
+from reptile_jax import MetaState, checkpoint
+state = lambda step: MetaState({"w": jnp.ones(3)}, (), None, jnp.int32(step))
+for step in range(3):
+    checkpoint.save(sys.argv[1], state(step))
+checkpoint.restore(sys.argv[1], state(0))
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
+
+
 @pytest.mark.parametrize("name", ["project [v2]", "a*b", "what?"])
 def test_a_folder_may_have_an_unusual_name(name, tmp_path):
     for step in (1, 2, 3):
@@ -66,7 +81,7 @@ def test_a_name_that_checkpoints_cannot_bear_is_named_before_anything_is_written
     with pytest.raises(ValueError, match=r"no checkpoint can be kept under .*Give another folder"):
         checkpoint.save(tmp_path / name, state_of(1))
     with pytest.raises(ValueError, match=r"no checkpoint can be kept under .*Give another folder"):
-        runs.create(tmp_path / name, "run", presets.Sinusoid())
+        checkpoint.check_path(tmp_path / name / "run")
     assert not list(tmp_path.iterdir())
 
 
@@ -173,7 +188,7 @@ def test_a_damaged_checkpoint_makes_way_and_is_kept(folder, step):
 def test_a_good_checkpoint_is_not_overwritten(folder):
     checkpoint.save(folder, state_of(2))  # the same: nothing to do
     other = state_of(2)._replace(params=state_of(1).params)
-    with pytest.raises(FileExistsError, match="holds a checkpoint of step 2"):
+    with pytest.raises(FileExistsError, match="has a checkpoint of step 2"):
         checkpoint.save(folder, other)
     with pytest.raises(FileExistsError, match="of step 1, so that of step 0 cannot be saved"):
         checkpoint.save(folder, state_of(0))

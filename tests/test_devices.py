@@ -11,17 +11,14 @@ import optax
 import pytest
 
 import reptile_jax as rj
-from conftest import outside_strict
-from reptile_jax import models
-from reptile_jax.devices import replicate, task_mesh
-from reptile_jax.evaluate import evaluate
-from reptile_jax.models import MLP, squared_error
-from reptile_jax.sinusoids import sinusoids
-from reptile_jax.train import train
+from reptile_jax._types import Draws
+from reptile_jax.nn import MLP, ConvNet, cross_entropy, squared_error
+from reptile_jax.tasks import sinusoids
+from tests.conftest import outside_strict
 
 
 def mesh_of(number):
-    return task_mesh(jax.devices()[:number])
+    return rj.task_mesh(jax.devices()[:number])
 
 
 def loss_fn(params, batch):
@@ -69,20 +66,20 @@ def on_every_device(tree, number):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("sibling", "inner_state", "num_tasks", "at_once", "devices"),
+    ("sibling", "inner_opt_state", "num_tasks", "at_once", "devices"),
     [
-        (rj.reptile, "averaged", 5, 1, (1, 2, 3, 8)),
-        (rj.reptile, "averaged", 7, 2, (3,)),
-        (rj.reptile, "fresh", 8, 8, (2, 8)),
-        (rj.maml, "averaged", 4, 2, (3,)),
-        (rj.reptile, "averaged", 1, 1, (2,)),
+        (rj.reptile, "average", 5, 1, (1, 2, 3, 8)),
+        (rj.reptile, "average", 7, 2, (3,)),
+        (rj.reptile, "reset", 8, 8, (2, 8)),
+        (rj.maml, "average", 4, 2, (3,)),
+        (rj.reptile, "average", 1, 1, (2,)),
     ],
 )
 def test_any_number_of_devices_takes_the_meta_step_of_one(
-    sibling, inner_state, num_tasks, at_once, devices
+    sibling, inner_opt_state, num_tasks, at_once, devices
 ):
     batch = tasks(num_tasks)
-    options = {"sibling": sibling, "inner_state": inner_state, "tasks_at_once": at_once}
+    options = {"sibling": sibling, "inner_opt_state": inner_opt_state, "tasks_at_once": at_once}
     expected = jax.device_get(two_steps(batch, **options))
     assert expected[1][0].finite.sum() == max(num_tasks - 1, 1)
     for number in devices:
@@ -104,15 +101,15 @@ def test_losses_that_are_not_finite_are_reported_as_they_are():
 def test_counts_that_differ_between_tasks_do_not_drive_the_devices_apart():
     first = {"count": jnp.int32(7), "moment": jnp.ones(2)}
 
-    def estimate(params, opt_state, task):
+    def compute(params, opt_state, task):
         number = task.support.inputs[0, 0]
         ended = {"count": number, "moment": opt_state["moment"] * 3}
         return rj.TaskGradient(params, ended, jnp.zeros(1))
 
-    sibling = rj.MetaGradient(lambda params: first, estimate)
+    sibling = rj.MetaGradient(lambda params: first, compute)
     numbers = jnp.array([8, 70_007, 9, 17, 260], jnp.int32)
     learner = rj.meta_learner(
-        sibling, optax.sgd(1.0), inner_state="averaged", mesh=mesh_of(3), donate=False
+        sibling, optax.sgd(1.0), inner_opt_state="average", mesh=mesh_of(3), donate=False
     )
     state = learner.init({"w": jnp.ones(2)})
     after, info = learner.step(state, rj.Task(rj.Batch(numbers[:, None, None], None)))
@@ -131,7 +128,7 @@ def test_a_run_on_many_devices_is_the_run_on_one():
     def run(mesh):
         learner = rj.meta_learner(sibling, optax.sgd(0.5), mesh=mesh)
         state = jax.tree.map(jnp.asarray, jax.device_get(learner.init(start)))
-        loop = train(
+        loop = rj.train(
             learner, state, sinusoids(), jax.random.key(5), until=4, meta_batch=5,
             steps_per_dispatch=2,
         )  # fmt: skip
@@ -148,7 +145,7 @@ def test_evaluation_on_many_devices_is_that_on_one():
     start = model.init(jax.random.key(0), jnp.zeros((1, 1)))
     loss = squared_error(model.apply)
     waves = sinusoids(shots=5, steps=2, batch_size=5)
-    run = lambda mesh, **options: evaluate(
+    run = lambda mesh, **options: rj.evaluate(
         loss,
         lambda params, task: {"error": loss(params, task.query)},
         optax.sgd(0.02),
@@ -165,7 +162,7 @@ def test_evaluation_on_many_devices_is_that_on_one():
 
 
 def test_plain_numbers_are_put_on_every_device_too():
-    assert on_every_device(replicate({"h": 2.0, "n": 3}, mesh_of(2)), 2) == {"h": 2.0, "n": 3}
+    assert on_every_device(rj.replicate({"h": 2.0, "n": 3}, mesh_of(2)), 2) == {"h": 2.0, "n": 3}
 
 
 def test_meshes_that_cannot_be_used_are_refused():
@@ -175,33 +172,37 @@ def test_meshes_that_cannot_be_used_are_refused():
         jax.sharding.Mesh(devices, ("data",)),
         jax.sharding.Mesh(devices.reshape(4, 2), ("tasks", "model")),
     ):
-        with pytest.raises(ValueError, match='it is to have one, named "tasks"'):
+        with pytest.raises(ValueError, match='needs one axis, named "tasks"'):
             rj.meta_learner(sibling, outer, mesh=mesh)
-    with pytest.raises(ValueError, match="a mesh of 8 devices cannot share them"):
-        rj.meta_learner(sibling, outer, inner_state="carried", mesh=mesh_of(8))
-    rj.meta_learner(sibling, outer, inner_state="carried", mesh=mesh_of(1))
-    rj.meta_learner(sibling, outer, mesh=jax.make_mesh((8,), ("tasks",)))
-    learner = rj.meta_learner(sibling, outer, inner_state="averaged", donate=False)
+    with pytest.raises(ValueError, match="on one device, which a mesh of 8 devices does not"):
+        rj.meta_learner(sibling, outer, inner_opt_state="carry", mesh=mesh_of(8))
+    rj.meta_learner(sibling, outer, inner_opt_state="carry", mesh=mesh_of(1))
+    learner = rj.meta_learner(sibling, outer, inner_opt_state="average", donate=False)
     state = learner.init(jax.tree.map(np.float32, params()))
     batch = jax.tree.map(np.float32, tasks(2))
-    with pytest.raises(ValueError, match="on one device, not 2"):
-        rj.meta_step(sibling, outer, state, batch, carry_inner_state=True, mesh=mesh_of(2))
+    with pytest.raises(ValueError, match="on one device, which a mesh of 2 devices does not"):
+        rj.meta_step(sibling, outer, state, batch, inner_opt_state="carry", mesh=mesh_of(2))
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_mesh_made_by_jax_does_as_well():
+    """Its axes are of the explicit kind."""
+    mesh = jax.make_mesh((8,), ("tasks",))
+    chex.assert_trees_all_equal(two_steps(tasks(8), mesh), two_steps(tasks(8), mesh_of(8)))
 
 
 @pytest.fixture(scope="module")
 def convolutional():
     """The library's own convolution, batch norm and Adam's averaged state, on three devices."""
-    model = models.ConvNet(3, features=4, pool=False, blocks=2)
+    model = ConvNet(3, features=4, pool=False, blocks=2)
     images = jnp.zeros((1, 8, 8, 1))
-    sibling = rj.reptile(
-        models.cross_entropy(model.apply), outside_strict(optax.adam(0.01, b1=0.0))
-    )
+    sibling = rj.reptile(cross_entropy(model.apply), outside_strict(optax.adam(0.01, b1=0.0)))
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(4, 2, 6, 8, 8, 1)).astype(np.float32)
     batch = rj.Task(rj.Batch(inputs, rng.integers(0, 3, (4, 2, 6)).astype(np.int32)))
     start = jax.jit(model.init)(jax.random.key(0), images)
     learner_on = lambda mesh: rj.meta_learner(
-        sibling, optax.sgd(1.0), inner_state="averaged", mesh=mesh
+        sibling, optax.sgd(1.0), inner_opt_state="average", mesh=mesh
     )
     return learner_on, start, batch
 
@@ -222,7 +223,7 @@ def test_one_all_reduce_a_meta_step_and_nothing_gathered(convolutional):
     learner_on, start, batch = convolutional
     learner = learner_on(mesh_of(3))
     state = learner.init(start)
-    draws = rj.Draws(Held(batch), jax.random.split(jax.random.key(0), 4))
+    draws = Draws(Held(batch), jax.random.split(jax.random.key(0), 4))
     program = learner.step.lower(state, draws).compile()
     text = program.as_text()
     exchanged = re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)[a-z-]*\(", text)

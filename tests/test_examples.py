@@ -6,6 +6,7 @@ import sys
 import types
 from pathlib import Path
 
+import jax
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
@@ -18,9 +19,7 @@ def test_the_example_runs(path, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [str(path), "1000"])
     monkeypatch.setitem(sys.modules, "wandb", None)
-    # Optax's own arithmetic is not for strict promotion.
-    import jax
-
+    # Optax's own arithmetic fails under strict promotion.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         runpy.run_path(str(path), run_name="__main__")
     assert "meta step 1000: loss" in capsys.readouterr().out
@@ -43,8 +42,6 @@ def test_the_one_that_logs_goes_on_where_it_was_stopped(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **_: run))
     monkeypatch.chdir(tmp_path)
     path = next(path for path in EXAMPLES if "wandb" in path.stem)
-    import jax
-
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         monkeypatch.setattr("sys.argv", [str(path), "700"])
         for stopped in (True, False, False):

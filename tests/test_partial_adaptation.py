@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import reptile_jax as rj
-from conftest import outside_strict
+from tests.conftest import outside_strict
 
 RANDOM = np.random.default_rng(0)
 TASKS, STEPS, BATCH = 3, 4, 5
@@ -20,7 +20,7 @@ SIBLINGS = {
     "fomaml": rj.fomaml,
     "maml": rj.maml,
     "foml": rj.foml,
-    "weighted": lambda *args: rj.weighted(*args, [-1.0, 0.0, 0.0, 2.0]),
+    "weighted": lambda *args: rj.weighted_gradients(*args, [-1.0, 0.0, 0.0, 2.0]),
 }
 # Whether a part that the inner loop leaves alone has a meta-gradient nevertheless.
 LEARNED_OUTSIDE = {"reptile": 0, "foml": 0, "fomaml": 1, "maml": 1, "weighted": 1}
@@ -62,10 +62,10 @@ def adam(rate):
 
 
 @pytest.mark.parametrize(
-    ("name", "inner_state"),
-    [*((name, "fresh") for name in SIBLINGS), ("reptile", "averaged"), ("reptile", "carried")],
+    ("name", "inner_opt_state"),
+    [*((name, "reset") for name in SIBLINGS), ("reptile", "average"), ("reptile", "carry")],
 )
-def test_with_the_head_alone_adapted_nothing_else_moves_in_the_inner_loop(name, inner_state):
+def test_with_the_head_alone_adapted_nothing_else_moves_in_the_inner_loop(name, inner_opt_state):
     """ANIL. Reptile, being a difference of parameters, never learns the rest; MAML does."""
     inner = by_part(head=adam(0.1))
     adapted = rj.inner_loop(loss_fn, inner, start(), one_task().support)
@@ -73,7 +73,7 @@ def test_with_the_head_alone_adapted_nothing_else_moves_in_the_inner_loop(name, 
     assert (adapted.params["head"] != HEAD).all()
 
     learner = rj.meta_learner(
-        SIBLINGS[name](loss_fn, inner), optax.sgd(0.1), inner_state=inner_state
+        SIBLINGS[name](loss_fn, inner), optax.sgd(0.1), inner_opt_state=inner_opt_state
     )
     state = learner.init(start())
     for _ in range(2):
@@ -96,7 +96,7 @@ def test_anils_gradient_goes_through_the_heads_adaptation():
             head -= 0.1 * jax.grad(lambda head: loss_fn({**params, "head": head}, batch))(head)  # noqa: B023
         return loss_fn({**params, "head": head}, task.query)
 
-    result = rj.maml(loss_fn, inner).estimate(start(), None, task)
+    result = rj.maml(loss_fn, inner).compute(start(), None, task)
     chex.assert_trees_all_close(result.gradient, jax.grad(query_loss)(start()), rtol=1e-12)
 
 
@@ -119,11 +119,11 @@ def test_each_part_has_its_own_inner_rate():
     expected = numpy_inner_loop((0.01, 0.05, 0.3), 0)
     chex.assert_trees_all_close(adapted.params, expected, rtol=1e-12)
     # All ones is Reptile over the rate: here over each part's own.
-    summed = rj.weighted(loss_fn, inner, [1.0] * STEPS).estimate(start(), None, one_task())
+    summed = rj.weighted_gradients(loss_fn, inner, [1.0] * STEPS).compute(start(), None, one_task())
     rates = {"body": 0.01, "head": 0.05, "offset": 0.3}
     delta = jax.tree.map(lambda rate, g: rate * g, rates, summed.gradient)
     chex.assert_trees_all_close(
-        delta, rj.reptile(loss_fn, inner).estimate(start(), None, one_task()).gradient, rtol=1e-10
+        delta, rj.reptile(loss_fn, inner).compute(start(), None, one_task()).gradient, rtol=1e-10
     )
 
 
@@ -146,7 +146,7 @@ def test_what_the_meta_optimiser_is_to_leave_alone_stays_whatever_its_gradient(n
     learner = rj.meta_learner(
         SIBLINGS[name](loss_fn, by_part(head=adam(0.1), offset=optax.sgd(0.3))),
         by_part(head=optax.adam(0.1)),
-        inner_state="averaged",
+        inner_opt_state="average",
     )
     state = learner.init(start())
     for _ in range(2):

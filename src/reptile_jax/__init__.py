@@ -1,25 +1,45 @@
-"""Reptile meta-learning, serial and batched, as jitted pure functions."""
+"""Reptile meta-learning, serial and batched, as jitted pure functions.
 
+`tasks` has task distributions, `nn` the paper's networks, `datasets` image files as arrays, and
+`checkpoint` saves and restores a state.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from reptile_jax import datasets as datasets
+from reptile_jax import tasks as tasks
+from reptile_jax._devices import replicate as replicate
+from reptile_jax._devices import task_mesh as task_mesh
+from reptile_jax._types import Adapted as Adapted
+from reptile_jax._types import Batch as Batch
+from reptile_jax._types import MetaGradient as MetaGradient
+from reptile_jax._types import MetaInfo as MetaInfo
+from reptile_jax._types import MetaLearner as MetaLearner
+from reptile_jax._types import MetaState as MetaState
+from reptile_jax._types import Task as Task
+from reptile_jax._types import TaskDistribution as TaskDistribution
+from reptile_jax._types import TaskGradient as TaskGradient
+from reptile_jax.evaluation import Evaluation as Evaluation
+from reptile_jax.evaluation import evaluate as evaluate
 from reptile_jax.inner_gradients import foml as foml
-from reptile_jax.inner_gradients import weighted as weighted
-from reptile_jax.padding import Masked as Masked
-from reptile_jax.padding import masked_mean as masked_mean
-from reptile_jax.padding import stack_batches as stack_batches
-from reptile_jax.padding import stack_tasks as stack_tasks
-from reptile_jax.reptile import Adapted as Adapted
-from reptile_jax.reptile import MetaGradient as MetaGradient
-from reptile_jax.reptile import MetaInfo as MetaInfo
-from reptile_jax.reptile import MetaLearner as MetaLearner
-from reptile_jax.reptile import MetaState as MetaState
+from reptile_jax.inner_gradients import weighted_gradients as weighted_gradients
 from reptile_jax.reptile import fomaml as fomaml
 from reptile_jax.reptile import inner_loop as inner_loop
 from reptile_jax.reptile import maml as maml
 from reptile_jax.reptile import meta_learner as meta_learner
 from reptile_jax.reptile import meta_step as meta_step
 from reptile_jax.reptile import reptile as reptile
-from reptile_jax.task_axis import TaskGradient as TaskGradient
-from reptile_jax.tasks import Batch as Batch
-from reptile_jax.tasks import Draws as Draws
-from reptile_jax.tasks import Task as Task
-from reptile_jax.tasks import TaskDistribution as TaskDistribution
-from reptile_jax.tasks import minibatches as minibatches
+from reptile_jax.training import meta_steps as meta_steps
+from reptile_jax.training import train as train
+
+if TYPE_CHECKING:
+    from reptile_jax import checkpoint as checkpoint
+    from reptile_jax import nn as nn
+
+
+def __getattr__(name: str):
+    """Loads `nn`, which needs Flax, and `checkpoint`, which needs Orbax, on first use."""
+    if name in ("checkpoint", "nn"):
+        return importlib.import_module(f"reptile_jax.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

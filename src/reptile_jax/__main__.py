@@ -2,6 +2,6 @@
 
 import sys
 
-from reptile_jax.cli import main
+from reptile_jax.app.cli import main
 
 sys.exit(main())

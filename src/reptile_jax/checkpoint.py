@@ -1,23 +1,22 @@
 """Checkpoints of a `MetaState`, by Orbax, with checksums that tell a damaged one from a good one.
 
     start = learner.init(params)
-    with contextlib.suppress(FileNotFoundError):  # at the first start there is none
+    with contextlib.suppress(FileNotFoundError):  # the first start has none
         start = checkpoint.restore(folder, like=start)
-    for state, infos in train(learner, start, distribution, key, until=100_000, meta_batch=5):
+    for state, infos in rj.train(learner, start, distribution, key, until=100_000, meta_batch=5):
         if int(state.step) % 1000 == 0:
             checkpoint.save(folder, state)
 
-A script that is stopped and started again ends with the state of one that was left alone, bit for
-bit.
+A script that is stopped and started again ends with the same state as one that never stopped, bit
+for bit.
 """
 
 import contextlib
-import json
+import logging
 import os
 import tempfile
 import warnings
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +24,20 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from reptile_jax.json_files import write_json
-from reptile_jax.reptile import MetaState
-
-_SUMS = "checksums.json"
-
-
-class _Damaged(Exception):
-    pass
+from reptile_jax._checksums import Damaged, first_line, is_whole, write_checksums
+from reptile_jax._types import MetaState
 
 
 def save(folder: Path, state: MetaState) -> None:
-    """Saves the state under its step; the two newest stay. Of many processes the first saves.
+    """Saves the state under its step, and keeps the two newest. Of many processes the first saves.
 
-    Damaged checkpoints are renamed `damaged-<step>`: they neither stand in the way nor count.
+    Damaged checkpoints are renamed `damaged-STEP`: they no longer count.
 
     Raises:
       TypeError: for what is not a `MetaState`.
       FileExistsError: if there is a good checkpoint of a later step, or a different one of this.
-      ValueError: if there is one of this step or a later one, of another model; as `check_path`.
-      OSError: if it cannot be written; the others stay as they are.
+      ValueError: if there is one of another model, of this step or a later one; as `check_path`.
+      OSError: if it cannot be written; the others stay.
     """
     folder = Path(folder)
     if not isinstance(state, MetaState):
@@ -52,35 +45,36 @@ def save(folder: Path, state: MetaState) -> None:
     check_path(folder)
     if jax.process_index():
         return
-    if jax.process_count() > 1:  # Orbax wants arrays of all processes, or of none
+    if jax.process_count() > 1:  # Orbax takes arrays of all processes, or of none
         state = jax.device_get(state)
     step, state = int(state.step), _keys_as_words(state)
     for earlier in [other for other in _steps(folder) if other < step]:
         with contextlib.suppress(ValueError):  # of another model, but whole
             try:
-                _check_sums(folder / str(earlier)) or _read(folder, earlier, _shapes(state))
-            except _Damaged:
+                is_whole(folder / str(earlier)) or _read(folder, earlier, _shapes(state))
+            except Damaged:
                 _set_aside(folder, earlier)
     for other in [other for other in _steps(folder) if other >= step]:
         try:
             there = _read(folder, other, _shapes(state))
-        except _Damaged:
+        except Damaged:
             _set_aside(folder, other)
             continue
         if other == step and _equal(there, state):
             return
         raise FileExistsError(
-            f"{folder} holds a checkpoint of step {other}, so that of step {step} cannot be saved "
+            f"{folder} has a checkpoint of step {other}, so that of step {step} cannot be saved "
             "there: go on from it with restore, or give another folder."
         )
     try:
         _check_room(folder, state)
-        with _manager(folder, max_to_keep=2, cleanup_tmp_directories=True) as manager:
+        manager = _manager(folder, max_to_keep=2, cleanup_tmp_directories=True)
+        with _no_word_of_merging(), manager:
             manager.save(step, args=ocp.args.StandardSave(state), force=True)
-        write_json(folder / str(step) / _SUMS, _sums(folder / str(step)))
+        write_checksums(folder / str(step))
     except Exception as error:  # Orbax and its storage raise many kinds
         raise OSError(
-            f"the checkpoint of step {step} cannot be written to {folder}: {_first_line(error)}"
+            f"the checkpoint of step {step} cannot be written to {folder}: {first_line(error)}"
         ) from error
 
 
@@ -103,7 +97,7 @@ def restore(
       folder: the run's checkpoint folder.
       like: a state of the same structure, shapes and dtypes; `jax.eval_shape(learner.init, params)`
         makes one that takes no memory. With that the state comes back on one device: `train` puts
-        it on all of its learner's; `learner.step` wants `devices.replicate(state, learner.mesh)`.
+        it on all of its learner's; for `learner.step`, call `rj.replicate(state, learner.mesh)`.
       on_damage: told of each damaged checkpoint that is passed over; it stays where it is.
 
     Raises:
@@ -120,14 +114,14 @@ def restore(
         try:
             state = _read(folder, step, _shapes(_keys_as_words(like)))
             return _words_as_keys(state, like)
-        except _Damaged as damage:
+        except Damaged as damage:
             on_damage(f"{damage}; going back to the one before it.")
     raise ValueError(f"every checkpoint in {folder} is damaged.")
 
 
 def _read(folder: Path, step: int, like: MetaState) -> MetaState:
     place = folder / str(step)
-    whole = _check_sums(place)
+    whole = is_whole(place)
     try:
         with _manager(folder, create=False) as manager:
             found = manager.item_metadata(step)
@@ -140,9 +134,9 @@ def _read(folder: Path, step: int, like: MetaState) -> MetaState:
         if whole:
             raise ValueError(
                 f"the checkpoint {place} is as it was written, but this version cannot read it: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
-        raise _Damaged(f"the checkpoint {place} is damaged ({_first_line(error)})") from error
+        raise Damaged(f"the checkpoint {place} is damaged ({first_line(error)})") from error
     more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
     raise ValueError(
         f"the checkpoint {place} is of another model or another version: "
@@ -209,20 +203,6 @@ def _equal(one: MetaState, other: MetaState) -> bool:
     return jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
 
 
-def _sums(place: Path) -> dict[str, int]:
-    """The checksum of every file of a checkpoint."""
-    files = sorted(path for path in place.rglob("*") if path.is_file() and path.name != _SUMS)
-    return {str(path.relative_to(place)): _sum(path) for path in files}
-
-
-def _sum(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            value = zlib.crc32(piece, value)
-    return value
-
-
 def _check_room(folder: Path, state: MetaState) -> None:
     """Fails where there is no room to write: plainly, and before Orbax does in many threads."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -230,28 +210,6 @@ def _check_room(folder: Path, state: MetaState) -> None:
     with tempfile.TemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size + (1 << 16))  # and Orbax's own files
-
-
-def _check_sums(place: Path) -> bool:
-    """Whether the checkpoint is known to be whole: one stopped before its checksums may be, too."""
-    if not (place / _SUMS).exists():
-        return False
-    try:
-        sums = json.loads((place / _SUMS).read_text())
-    except ValueError:
-        sums = None
-    if not isinstance(sums, dict):
-        sums = {_SUMS: "another"}
-    try:
-        now = _sums(place)
-    except PermissionError:
-        raise
-    except OSError as error:
-        raise _Damaged(f"the checkpoint {place} is damaged ({_first_line(error)})") from error
-    if bad := sorted(name for name, value in sums.items() if now.get(name) != value):
-        kind = "missing" if bad[0] != _SUMS and bad[0] not in now else "changed"
-        raise _Damaged(f"the checkpoint {place} is damaged ({bad[0]} is {kind})")
-    return True
 
 
 def _set_aside(folder: Path, step: int) -> None:
@@ -269,13 +227,6 @@ def _steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
-def _first_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
-
-
 def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         folder.absolute(),
@@ -286,6 +237,18 @@ def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
             enable_async_checkpointing=False, **{**options, **_by_itself()}
         ),
     )
+
+
+@contextlib.contextmanager
+def _no_word_of_merging() -> Iterator[None]:
+    """Drops Orbax's warning, at every save, that it finds nothing to merge; there never is."""
+    other = lambda record: "Skipping merge of OCDBT" not in record.getMessage()
+    logger = logging.getLogger("absl")
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def _by_itself() -> dict[str, Any]:

@@ -11,21 +11,29 @@ first-order gradients alone.
 """
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from reptile_jax.checks import LossFn, check_inner, scalar
-from reptile_jax.padding import unless_empty
-from reptile_jax.reptile import MetaGradient, inner_loop
-from reptile_jax.task_axis import TaskGradient
-from reptile_jax.tasks import check_leading_axis
+from reptile_jax import _checks
+from reptile_jax._types import (
+    Batches,
+    LossFn,
+    MetaGradient,
+    Optimizer,
+    OptState,
+    Params,
+    TaskGradient,
+)
+from reptile_jax.reptile import inner_loop
+from reptile_jax.tasks.padding import Masked
 
 
-def weighted(
-    loss_fn: LossFn, inner_optimizer: optax.GradientTransformation, weights: Sequence[float]
+def weighted_gradients(
+    loss_fn: LossFn, inner_optimizer: Optimizer, weights: Sequence[float]
 ) -> MetaGradient:
     """Σ w_i g_i over the inner steps' gradients, one weight per step. Uses no query set.
 
@@ -35,7 +43,7 @@ def weighted(
     Raises:
       ValueError: if there is not one finite weight for each inner step.
     """
-    check_inner(loss_fn, inner_optimizer)
+    _checks.check_inner(loss_fn, inner_optimizer)
     try:
         per_step = np.asarray(weights, np.float64)
     except (TypeError, ValueError):
@@ -43,32 +51,55 @@ def weighted(
     if per_step.ndim != 1 or not np.isfinite(per_step).all():
         raise ValueError(f"weights are a sequence of finite numbers, got {weights}.")
 
-    def estimate(params, opt_state, task):
-        steps = check_leading_axis(task.support, "steps", "the support set")
+    def compute(params, opt_state, task):
+        steps = _checks.check_leading_axis(task.support, "steps", "the support set")
         if steps != len(per_step):
             raise ValueError(f"{len(per_step)} weights for {steps} inner steps: give one for each.")
+        optimizer = _adding_up(inner_optimizer, _of_steps_taken(per_step, task.support))
+        start: Any = optimizer.init(params)
+        if opt_state is not None:
+            start = start._replace(inner=opt_state)
+        adapted = inner_loop(loss_fn, optimizer, params, task.support, start)
+        return TaskGradient(adapted.opt_state.total, adapted.opt_state.inner, adapted.losses)
 
-        def step(carry, batch, weight):
-            params, opt_state, total = carry
-            loss, gradient = jax.value_and_grad(scalar(loss_fn))(params, batch)
-            updates, opt_state = inner_optimizer.update(gradient, opt_state, params)
-            add = lambda sum_, g: sum_ + weight.astype(g.dtype) * g
-            total = jax.tree.map(add, total, gradient)
-            return (optax.apply_updates(params, updates), opt_state, total), loss
+    return MetaGradient(inner_optimizer.init, compute)
 
-        if opt_state is None:
-            opt_state = inner_optimizer.init(params)
+
+class _Sum(NamedTuple):
+    """The state of an inner optimiser that adds up the gradients that it is given."""
+
+    inner: OptState
+    total: Params  # Σ w_i g_i
+    taken: jax.Array  # [] int32: steps so far
+
+
+def _adding_up(optimizer: Optimizer, weights: jax.Array) -> Optimizer:
+    """`optimizer`, with the sum of the gradients, by `weights` `[steps]`, in its state."""
+
+    def init(params):
         zeros = jax.tree.map(jnp.zeros_like, params)
-        xs = task.support, jnp.asarray(per_step, jnp.result_type(float))
-        (_, opt_state, total), losses = jax.lax.scan(
-            lambda carry, x: unless_empty(step)(carry, *x), (params, opt_state, zeros), xs
-        )
-        return TaskGradient(total, opt_state, losses)
+        return _Sum(optimizer.init(params), zeros, jnp.zeros((), jnp.int32))
 
-    return MetaGradient(inner_optimizer.init, estimate)
+    def update(updates, state, params=None):
+        weight = weights[state.taken]
+        add = lambda total, gradient: total + weight.astype(gradient.dtype) * gradient
+        total = jax.tree.map(add, state.total, updates)
+        updates, inner = optimizer.update(updates, state.inner, params)
+        return updates, _Sum(inner, total, state.taken + 1)
+
+    return optax.GradientTransformation(init, update)
 
 
-def foml(loss_fn: LossFn, inner_optimizer: optax.GradientTransformation) -> MetaGradient:
+def _of_steps_taken(weights: np.ndarray, support: Batches) -> jax.Array:
+    """The weights in the order of the steps that are taken: `inner_loop` skips empty batches."""
+    per_step: Any = jnp.asarray(weights, jnp.result_type(float))
+    if isinstance(support, Masked):
+        is_empty = ~jnp.any(support.mask, axis=-1)
+        per_step = per_step[jnp.argsort(is_empty, stable=True)]
+    return per_step
+
+
+def foml(loss_fn: LossFn, inner_optimizer: Optimizer) -> MetaGradient:
     """The inner loop's last update, φ before it − φ after it: the released code's "FOML".
 
     The last update is on the query set, a tail batch of its own, if the task has one; otherwise it
@@ -78,12 +109,12 @@ def foml(loss_fn: LossFn, inner_optimizer: optax.GradientTransformation) -> Meta
     Raises:
       ValueError: for a single mini-batch and no query set: there is nothing before the last update.
     """
-    check_inner(loss_fn, inner_optimizer)
+    _checks.check_inner(loss_fn, inner_optimizer)
 
-    def estimate(params, opt_state, task):
+    def compute(params, opt_state, task):
         head, tail = task.support, task.query
         if tail is None:
-            if check_leading_axis(head, "steps", "the support set") < 2:
+            if _checks.check_leading_axis(head, "steps", "the support set") < 2:
                 raise ValueError("foml needs two mini-batches, or a query set as the last one.")
             head, tail = (
                 jax.tree.map(lambda leaf: leaf[:-1], head),
@@ -95,4 +126,4 @@ def foml(loss_fn: LossFn, inner_optimizer: optax.GradientTransformation) -> Meta
         delta = jax.tree.map(jnp.subtract, before.params, after.params)
         return TaskGradient(delta, after.opt_state, jnp.concatenate([before.losses, after.losses]))
 
-    return MetaGradient(inner_optimizer.init, estimate)
+    return MetaGradient(inner_optimizer.init, compute)

@@ -1,0 +1,239 @@
+"""What people pass in, checked once, before anything is computed; inside, nothing is checked again.
+
+Each check says what was given, what was expected, and what to do. Those of the algorithm's own
+functions come first, then what they are made of. Nothing here changes a value.
+"""
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from reptile_jax._devices import AXIS
+from reptile_jax._types import (
+    Batches,
+    Draws,
+    InnerOptState,
+    LossFn,
+    MetaGradient,
+    MetaLearner,
+    MetaState,
+    Params,
+    Task,
+    TaskDistribution,
+)
+
+
+def check_inner_loop(loss_fn: Any, optimizer: Any, params: Params, batches: Batches) -> None:
+    """Raises for what `inner_loop` cannot run on."""
+    check_inner(loss_fn, optimizer)
+    check_params(params)
+    check_leading_axis(batches, "steps", "`batches`")
+
+
+def check_inner(loss_fn: Any, optimizer: Any) -> None:
+    """Raises a TypeError for what is no loss function or no optimiser."""
+    _check_kind(loss_fn, Callable, "loss_fn is a function (params, batch) -> scalar")
+    check_optimizer(optimizer)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raises a TypeError for what is no Optax optimiser."""
+    kind = optax.GradientTransformation
+    _check_kind(optimizer, kind, "an optimiser is one of Optax's, like optax.sgd(0.1)")
+
+
+def check_params(params: Params) -> None:
+    """Raises for what is not a pytree of floating-point arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError("`params` has no arrays: there is nothing to learn.")
+    for path, leaf in leaves:
+        number = isinstance(leaf, int | float | complex)
+        dtype = jnp.result_type(leaf) if number else getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"parameters are floating-point, but params{jax.tree_util.keystr(path)} is "
+                f"{dtype or type(leaf).__name__}: cast it, or keep it out of `params`, in the loss "
+                "or in the batch."
+            )
+
+
+def query_of(task: Task) -> Any:
+    """The task's query set, or a ValueError if it has none."""
+    if task.query is None:
+        raise ValueError(
+            "fomaml and maml need a query set: give Task(support, query), or use a meta-gradient "
+            "that does without, such as reptile."
+        )
+    return task.query
+
+
+def scalar(loss_fn: LossFn) -> LossFn:
+    """The loss function, with an error at tracing if it returns anything but a number."""
+
+    def scalar_loss(params, batch):
+        loss = loss_fn(params, batch)
+        shapes = jax.tree.map(jnp.shape, loss)
+        if shapes == () and not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+            raise TypeError(f"loss_fn returns a floating-point number, got {loss}.")
+        if shapes != ():
+            raise ValueError(
+                f"loss_fn returns a scalar and nothing else, but gave {shapes}: take the mean over "
+                "the batch, and return the loss alone."
+            )
+        return loss
+
+    return scalar_loss
+
+
+def check_meta_learner(meta_gradient: Any, meta_optimizer: Any, **how: Any) -> None:
+    """Raises for what `meta_learner` cannot be made of; `how` is as in `check_policy`."""
+    said = "a meta-gradient is made by reptile(...) and the like"
+    _check_kind(meta_gradient, MetaGradient, said)
+    check_optimizer(meta_optimizer)
+    check_policy(**how)
+
+
+def check_policy(inner_opt_state: Any, tasks_at_once: Any, mesh: Any) -> None:
+    """Raises for options of a meta step that do not exist, or do not go together."""
+    policies = get_args(InnerOptState)
+    if not isinstance(inner_opt_state, str) or inner_opt_state not in policies:
+        raise ValueError(f"inner_opt_state is one of {policies}, got {inner_opt_state!r}.")
+    if tasks_at_once is not None:
+        check_integers(tasks_at_once=tasks_at_once)
+    check_mesh(mesh)
+    devices = mesh.size if mesh is not None else 1
+    if inner_opt_state == "carry" and (tasks_at_once not in (None, 1) or devices > 1):
+        given = f"tasks_at_once={tasks_at_once}" if devices == 1 else f"a mesh of {devices} devices"
+        raise ValueError(
+            f'inner_opt_state="carry" runs one task after another, on one device, which {given} '
+            'does not: use "average".'
+        )
+
+
+def check_mesh(mesh: Any) -> None:
+    """Raises for a mesh without the one axis that tasks are divided over."""
+    said = "a mesh is made by reptile_jax.task_mesh(devices)"
+    _check_kind(mesh, jax.sharding.Mesh | None, said)
+    if mesh is not None and mesh.axis_names != (AXIS,):
+        raise ValueError(
+            f'the mesh has the axes {mesh.axis_names}, but needs one axis, named "{AXIS}": make it '
+            "with reptile_jax.task_mesh()."
+        )
+
+
+def check_meta_step(state: Any, tasks: Any) -> None:
+    """Raises unless these are a state and a meta-batch."""
+    _check_kind(state, MetaState, "the state is what init(params) gives")
+    if isinstance(tasks, Draws):  # `meta_steps` makes and checks them
+        return
+    _check_kind(tasks, Task, "tasks are a Task(support, query)")
+    num_tasks = check_leading_axis(tasks, "tasks", "the meta-batch")
+    support = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks.support
+    )
+    check_leading_axis(support, "steps", "each task's support set")
+    if tasks.weight is not None and jnp.shape(tasks.weight) != (num_tasks,):
+        raise ValueError(
+            f"weights are one for each task, [{num_tasks}], got {list(jnp.shape(tasks.weight))}."
+        )
+
+
+def check_training(learner: Any, state: Any, distribution: Any, key: Any) -> None:
+    """Raises for what `train` and `meta_steps` cannot run on."""
+    check_key(key)
+    check_distribution(distribution)
+    _check_kind(learner, MetaLearner, "a learner is made by meta_learner(...)")
+    _check_kind(state, MetaState, "the state is what learner.init(params) gives")
+
+
+def check_adaptation(
+    loss_fn: Any, optimizer: Any, params: Any, opt_state: Any, **functions: Any
+) -> None:
+    """Raises for what `evaluate` cannot adapt and score with."""
+    check_inner(loss_fn, optimizer)
+    for name, function in functions.items():
+        _check_kind(function, Callable, f"{name} is a function")
+    check_params(params)
+    first = jax.tree.structure(jax.eval_shape(optimizer.init, params))
+    if opt_state is not None and jax.tree.structure(opt_state) != first:
+        raise ValueError("`opt_state` is not a state of `optimizer` for these `params`.")
+
+
+def check_distribution(distribution: Any) -> None:
+    """Raises a TypeError for what has no `sample(key) -> Task`, or is no pytree of arrays."""
+    if isinstance(distribution, type) or not isinstance(distribution, TaskDistribution):
+        given = getattr(distribution, "__name__", type(distribution).__name__)
+        raise TypeError(f"a task distribution has a method sample(key) -> Task, got {given}.")
+    for leaf in jax.tree.leaves(distribution):
+        if not isinstance(leaf, int | float | complex) and not hasattr(leaf, "dtype"):
+            what = "" if leaf is distribution else f", and its leaves are arrays, not {leaf!r:.80}"
+            raise TypeError(
+                f"a task distribution is a pytree{what}: register {type(distribution).__name__}, "
+                "with jax.tree_util.register_dataclass for one, its sizes as static fields."
+            )
+
+
+def check_task(task: Any) -> Task:
+    """What a distribution has drawn, or a TypeError at tracing if that is no task."""
+    _check_kind(task, Task, "sample(key) returns a Task")
+    return task
+
+
+def _check_kind(value: Any, kind: Any, said: str) -> None:
+    """Raises a TypeError for what is not of that kind; `said` is what is expected."""
+    if not isinstance(value, kind):
+        is_short = isinstance(value, int | float | str | None)
+        given = repr(value) if is_short else getattr(value, "__name__", type(value).__name__)
+        raise TypeError(f"{said}, got {given:.80}.")
+
+
+def check_key(key: Any) -> None:
+    """Raises a TypeError for what is not a key, new or old."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    is_new = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (is_new and shape == ()) and not (dtype == jnp.uint32 and len(shape or ()) == 1):
+        given = repr(key) if shape is None else f"{dtype}{list(shape)}"
+        raise TypeError(f"a key is made by jax.random.key(seed), got {given:.80}.")
+
+
+def check_integers(least: int = 1, **values: Any) -> None:
+    """Raises for a value that is not an integer of at least `least` that fits in 32 bits.
+
+    Raises:
+      TypeError: for what is not an integer; True and False are not.
+      ValueError: for an integer out of range.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{name} is an integer, got {value!r}.")
+        if not least <= value < 2**31:
+            bound = f"at least {least}" if value < least else "below 2**31"
+            raise ValueError(f"{name} is {bound}, got {value}.")
+
+
+def check_leading_axis(tree: Any, axis: str, what: str) -> int:
+    """The leaves' common first axis, at least 1; else a ValueError that says what is wrong."""
+    sizes = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path) or "itself"
+        if not isinstance(leaf, int | float | complex) and not hasattr(leaf, "shape"):
+            raise TypeError(f"the leaves of {what} are arrays, but {name} is {leaf!r:.80}.")
+        sizes[name] = jnp.shape(leaf)[:1]
+    if len(set(sizes.values())) == 1 and (size := next(iter(sizes.values()))) > (0,):
+        return size[0]
+    if not sizes:
+        problem = f"{what} has no arrays; every leaf needs a leading axis [{axis}]."
+    elif set(sizes.values()) == {(0,)}:
+        problem = f"{what} has a leading axis [{axis}] of 0: give at least one of its {axis}."
+    else:
+        found = ", ".join(f"{name}: {n[0] if n else 'a scalar'}" for name, n in sizes.items())
+        problem = (
+            f"the leaves of {what} disagree on their leading axis [{axis}]: {found}. Give every "
+            "leaf the same one."
+        )
+    raise ValueError(problem)

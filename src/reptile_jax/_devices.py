@@ -1,0 +1,131 @@
+"""Many devices: the tasks of a meta-batch are divided over the axis "tasks" of a mesh.
+
+Each device runs its own part and sums over it; one all-reduce per meta step adds up the sums, and
+nothing is gathered. The state, the task distribution and what a meta step reports are the same on
+every device, and so in every process.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "tasks"
+
+Tree = TypeVar("Tree")
+
+
+def task_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with one axis, "tasks", over `devices`: by default all, of all processes."""
+    return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
+
+
+def automatic(mesh: Mesh | None) -> Mesh | None:
+    """The same mesh with an automatic axis: `jax.make_mesh` makes explicit ones."""
+    return mesh and Mesh(mesh.devices, (AXIS,))
+
+
+def owned(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Copies of the arrays, placed as in `replicate`, whose buffers may be donated.
+
+    A donated buffer needs a single owner, and some optimisers keep the parameters in their state.
+    """
+    return replicate(jax.tree.map(jnp.copy, tree), mesh)
+
+
+def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Puts arrays on every device of the mesh; without a mesh, leaves them where they are.
+
+    Where a mesh spans processes, each of them gives the same values.
+
+    Raises:
+      ValueError: if the processes give different values.
+    """
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, PartitionSpec())
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    given: list[bytes] = []  # digests of the leaves of which every process has a copy
+
+    def put(leaf):
+        leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+        if isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "is_fully_addressable", True):
+            return jax.device_put(leaf, sharding)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = put(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        value = np.asarray(leaf, order="C")
+        digest = hashlib.blake2b(f"{value.dtype}{value.shape}".encode())
+        digest.update(value.tobytes())
+        given.append(digest.digest())
+        return jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
+
+    result = jax.tree.map(put, tree)
+    if given:
+        digest = np.frombuffer(hashlib.blake2b(b"".join(given)).digest(), np.uint8)
+        digests = multihost_utils.process_allgather(digest)
+        if (digests != digests[0]).any():
+            raise ValueError(
+                "the processes have different arrays: give each the same data, configuration and "
+                "checkpoint, and run the same version in each."
+            )
+    return result
+
+
+def repeat_last(tree: Tree, size: int) -> Tree:
+    """Lengthens the first axis of every leaf to `size` by repeating its last entry."""
+    pad = lambda leaf: leaf[jnp.minimum(jnp.arange(size), len(leaf) - 1)]
+    return jax.tree.map(lambda leaf: pad(leaf) if len(leaf) < size else leaf, tree)
+
+
+def over_devices(run: Callable[[Any, Any], Tree], mesh: Mesh) -> Callable[[Any, Any], Tree]:
+    """`run(shared, tasks)` on each device, where `tasks` is its part of what is led by `[tasks]`.
+
+    What `run` returns has to be the same on every device: `all_reduce` and `gather` make it so.
+    """
+    # `check_vma` would prove that, but it also sums gradients with respect to what is shared over
+    # the devices, in every inner step, and refuses the loops over zeros that losses may hold.
+    return jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+
+
+def all_reduce(sums: Tree, reports: Any) -> tuple[Tree, Any]:
+    """Brings together what the devices found: one all-reduce of one vector.
+
+    Args:
+      sums: floating-point leaves; they add up.
+      reports: floating-point and boolean leaves led by the tasks of this device.
+
+    Returns:
+      The sums, and the reports led by the tasks of all devices.
+    """
+    placed = jax.tree.map(_in_its_place, reports)
+    with jax.numpy_dtype_promotion("standard"):  # one vector has one dtype, the widest
+        vector, unravel = ravel_pytree((sums, placed))
+    sums, placed = unravel(jax.lax.psum(vector, AXIS))
+    join = lambda all_, leaf: all_.reshape(-1, *leaf.shape[1:]).astype(leaf.dtype)
+    return sums, jax.tree.map(join, placed, reports)
+
+
+def _in_its_place(leaf):
+    """Zeros `[devices, ...]` but for this device's own entry."""
+    values = leaf.astype(jnp.float32) if leaf.dtype == bool else leaf
+    zeros = jnp.zeros((jax.lax.axis_size(AXIS), *values.shape), values.dtype)
+    return zeros.at[jax.lax.axis_index(AXIS)].set(values)
+
+
+def gather(tree: Tree) -> Tree:
+    """Leaves led by the tasks of this device, from all devices, on every device."""
+    return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True), tree)

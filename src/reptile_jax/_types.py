@@ -1,0 +1,127 @@
+"""The vocabulary: what the functions of this library take and return."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+Key: TypeAlias = jax.Array
+Params: TypeAlias = Any  # a pytree of floating-point arrays
+Examples: TypeAlias = Any  # a pytree whose leaves are led by [examples]
+Batches: TypeAlias = Any  # a pytree whose leaves are led by [steps, batch]
+Optimizer: TypeAlias = optax.GradientTransformation
+OptState: TypeAlias = Any  # an optimiser's, a pytree of arrays
+LossFn: TypeAlias = Callable[[Params, Any], jax.Array]  # (params, batch) -> scalar
+ExampleLoss: TypeAlias = Callable[[Params, Examples], jax.Array]  # (params, examples) -> [batch]
+Apply: TypeAlias = Callable[..., Any]  # (params, inputs [batch, ...]) -> outputs [batch, ...]
+ScoreFn: TypeAlias = Callable[[Params, "Task"], Any]  # (params, task) -> a pytree of arrays
+InnerOptState: TypeAlias = Literal["reset", "average", "carry"]
+
+
+class Batch(NamedTuple):
+    """Inputs and targets: what the library's own tasks are made of. Your own may be any pytree."""
+
+    inputs: Any  # [batch, ...]
+    targets: Any  # [batch, ...]
+
+
+class Task(NamedTuple):
+    """One task; or a meta-batch of them, every leaf led by `[tasks]` as well.
+
+    `query` is whatever the loss accepts as a batch; Reptile itself needs none. `weight` is the
+    task's share in the meta-gradient's weighted mean; without it all tasks count alike, and a task
+    whose weight is not finite and positive counts for nothing.
+    """
+
+    support: Batches  # [steps, batch, ...]
+    query: Examples = None  # [query, ...]
+    weight: Any = None  # []
+
+
+@runtime_checkable
+class TaskDistribution(Protocol):
+    """p(τ): a pytree, so that its arrays are arguments of the compiled program."""
+
+    def sample(self, key: Key) -> Task:
+        """Draws one task. Pure: the same key gives the same task."""
+        ...
+
+
+class Draws(NamedTuple):
+    """A meta-batch not yet drawn: one task per key.
+
+    Each task is drawn where it is used, so a large meta-batch is never in memory whole.
+    """
+
+    distribution: TaskDistribution
+    keys: Key  # [tasks]
+
+
+MetaBatch: TypeAlias = Task | Draws  # a `Task` with leaves led by [tasks]; `train` makes `Draws`
+
+
+class ImageClasses(NamedTuple):
+    """Images grouped by class in one array; classes may differ in size.
+
+    The images of class `c` are `images[starts[c] : starts[c] + counts[c]]`.
+    """
+
+    images: jax.Array | np.ndarray  # [images, height, width, channels] uint8
+    starts: jax.Array | np.ndarray  # [classes] int32
+    counts: jax.Array | np.ndarray  # [classes] int32
+
+
+class Adapted(NamedTuple):
+    """The result of an inner loop."""
+
+    params: Params  # φ
+    opt_state: OptState  # the inner optimiser's
+    losses: jax.Array  # [steps], each before its step
+
+
+class TaskGradient(NamedTuple):
+    """The result of one task: its meta-gradient, and what its inner loop ended with."""
+
+    gradient: Params
+    opt_state: OptState  # the inner optimiser's, after the task
+    losses: jax.Array  # [steps]
+
+
+class MetaGradient(NamedTuple):
+    """A pair of pure functions that make a meta-gradient of one task.
+
+    `init(params)` is the inner optimiser's first state. `compute(params, opt_state, task)` is the
+    meta-gradient at `params` when the inner optimiser starts from `opt_state`, or from its first
+    state if that is None. Write your own meta-gradient as such a pair.
+    """
+
+    init: Callable[[Params], OptState]
+    compute: Callable[[Params, OptState | None, Task], TaskGradient]
+
+
+class MetaState(NamedTuple):
+    """All that changes in meta-training: what a checkpoint saves."""
+
+    params: Params  # θ
+    opt_state: OptState  # the meta-optimiser's
+    inner_opt_state: OptState | None  # what inner loops start from; None when it is reset
+    step: jax.Array  # [] int32
+
+
+class MetaInfo(NamedTuple):
+    """What a meta step reports, for people: the next one needs none of it."""
+
+    losses: jax.Array  # [tasks, steps]
+    finite: jax.Array  # [tasks] bool: tasks that are not were left out of the mean
+    gradient_norm: jax.Array  # []
+
+
+class MetaLearner(NamedTuple):
+    """A pair of functions, as in `optax.GradientTransformation`, and where they run."""
+
+    init: Callable[[Params], MetaState]
+    step: Callable[[MetaState, MetaBatch], tuple[MetaState, MetaInfo]]
+    mesh: Mesh | None = None  # the devices that the tasks are divided over, if more than one

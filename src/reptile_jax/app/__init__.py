@@ -1,0 +1,1 @@
+"""The command line: configurations, experiments, and the one route that a run takes."""

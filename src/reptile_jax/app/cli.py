@@ -1,0 +1,100 @@
+"""The command line: `reptile-jax train | evaluate | adapt | ...`."""
+
+import io
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+_NEEDS = 'the commands need more packages: pip install "reptile-jax[cli]" ({})'
+
+try:
+    from reptile_jax.app import signals, terminal
+except ModuleNotFoundError as error:
+    raise SystemExit(f"reptile-jax: {_NEEDS.format(error)}") from error
+
+USAGE = """\
+usage: reptile-jax COMMAND ...
+
+  train sinusoid                    the paper's sine waves, in less than a minute
+  train omniglot --data DIR         Omniglot, from the two official zip files
+  train mini-imagenet --data DIR    mini-ImageNet, in any of its usual layouts
+  train images --data DIR           a folder with one folder of images per class
+  train --preset NAME --data DIR    a row of the paper (o15, o15t, o55, ..., m55t)
+                                    or beyond it
+  train --resume RUN [--data DIR]   go on with a run that was stopped
+  evaluate RUN [--data DIR]         score a trained run on held-out tasks
+  adapt RUN --support DIR --query DIR
+                                    classify new images of new classes
+  download omniglot --out DIR       fetch Omniglot from its official repository
+  presets                           the presets and their values
+
+Every command takes --help."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit status; a person's mistake is one line, no traceback."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show is no failure
+        sys.stdout.reconfigure(errors="replace")
+    if not argv or argv[0] in ("-h", "--help"):
+        terminal.say(USAGE)
+        return 0 if argv else 2
+    try:
+        return _run(*argv)
+    except OSError as error:
+        terminal.fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return 1
+    except ModuleNotFoundError as error:
+        terminal.fail(_NEEDS.format(error))
+        return 1
+    except (ValueError, ImportError, FloatingPointError) as error:
+        terminal.fail(str(error))
+        return 1
+    except MemoryError as error:
+        return _out_of_memory(error)
+    except KeyboardInterrupt as stop:
+        terminal.fail(str(stop) or "interrupted")
+        return 128 + getattr(stop, "signum", signal.SIGINT)
+
+
+def _run(command: str, *argv: str) -> int:
+    import jax
+
+    from reptile_jax.app import commands  # only here, so that --help is quick
+
+    if command not in commands.COMMANDS:
+        terminal.fail(f"there is no command {command!r}: see reptile-jax --help.")
+        return 1
+    _keep_programs()
+    try:
+        with signals.handled(signals.interrupt):
+            commands.COMMANDS[command](list(argv))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _out_of_memory(error)
+    return int(terminal.lost())
+
+
+def _out_of_memory(error: Exception) -> int:
+    terminal.fail(f"out of memory: ask for smaller sizes, or fewer tasks at once. {error}")
+    return 1
+
+
+def _keep_programs() -> None:
+    """Keeps compiled programs in the user's cache, unless JAX has been told where, or not to."""
+    import jax
+
+    setting = lambda name: getattr(jax.config, f"jax_{name}")
+    if setting("compilation_cache_dir") or not setting("enable_compilation_cache"):
+        return
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reptile_jax"
+        cache.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=cache).close()
+    except (OSError, RuntimeError):  # read-only, full, or no home: every run compiles
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -1,0 +1,255 @@
+"""What each command does with its options."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import tyro
+
+import reptile_jax as rj
+from reptile_jax.app import (
+    adapt,
+    presets,
+    processes,
+    run_folder,
+    runner,
+    tensorboard,
+    terminal,
+)
+from reptile_jax.app.config import Config, FewShotConfig
+from reptile_jax.app.experiments import EXPERIMENTS
+from reptile_jax.app.json_files import to_json, write_json
+
+_Config = TypeVar("_Config", bound=Config)
+_Sharing = tyro.conf.OmitArgPrefixes[processes.Sharing]
+_DEFAULT = processes.Sharing()
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainOptions(Generic[_Config]):
+    config: tyro.conf.OmitArgPrefixes[_Config]
+    data: Path | None = None  # folder of the data set; the sine waves take none
+    out: Path | None = None  # folder of the run; by default a new one under runs/
+    tensorboard: bool = False  # also write the metrics as TensorBoard's event files
+    sharing: _Sharing = _DEFAULT
+
+
+@dataclasses.dataclass(frozen=True)
+class _ResumeOptions:
+    resume: Path  # folder of the run
+    data: Path | None = None  # folder of the data set, for a run on images
+    tensorboard: bool = False  # also write the metrics as TensorBoard's event files
+    sharing: _Sharing = _DEFAULT
+
+
+def train(argv: list[str]) -> None:
+    """A new run, or with --resume one that stopped."""
+    if any(word.partition("=")[0] == "--resume" for word in argv):
+        resume(tyro.cli(_ResumeOptions, args=argv, prog="reptile-jax train"))
+        return
+    what, name, rest = _named(argv)
+    start = presets.ALL[name] if name else EXPERIMENTS[what].start
+    options_of: Any = _TrainOptions
+    options = tyro.cli(
+        options_of[type(start)],
+        default=_TrainOptions(start),
+        args=rest,
+        prog=f"reptile-jax train {what}",
+        description="--preset NAME starts from the values of a preset, --resume RUN goes on with "
+        "a run that was stopped.",
+    )
+    config = options.config
+    if config.experiment != what:
+        raise ValueError(f"--dataset is what follows train: train {config.experiment} ...")
+    joined = processes.joined(options.sharing, options.out, share=config.shares_devices)
+    with joined as (mesh, out), _on_metrics(options.tensorboard) as on_metrics:
+        runner.train(config, options.data, out, name=name, on_metrics=on_metrics, mesh=mesh)
+
+
+def resume(options: _ResumeOptions) -> None:
+    """Goes on with a run."""
+    share = run_folder.load_config(options.resume).shares_devices
+    joined = processes.joined(options.sharing, options.resume, share=share)
+    with joined as (mesh, run), _on_metrics(options.tensorboard) as on_metrics:
+        runner.resume(run, options.data, on_metrics=on_metrics, mesh=mesh)
+
+
+def _on_metrics(to_tensorboard: bool) -> contextlib.AbstractContextManager[Any]:
+    return tensorboard.tensorboard() if to_tensorboard else contextlib.nullcontext()
+
+
+def _named(argv: list[str]) -> tuple[str, str | None, list[str]]:
+    """The experiment and the preset that the arguments of `train` name, and the other arguments."""
+    name, argv = _take_preset(argv)
+    what, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+    if what is None and name in presets.ALL:
+        what = presets.ALL[name].experiment
+    if what is None and ("--help" in rest or "-h" in rest):
+        what = "omniglot"
+    problem = None
+    if name is not None and name not in presets.ALL:
+        problem = f"--preset is one of {', '.join(presets.ALL)}."
+    elif what not in EXPERIMENTS:
+        given = what or "nothing"
+        problem = f"train what? {', '.join(EXPERIMENTS)}, or --preset with its name; got {given}."
+    elif name and presets.ALL[name].experiment != what:
+        problem = f"preset {name} is for {presets.ALL[name].experiment}, not {what}."
+    if problem or what is None:
+        raise ValueError(problem)
+    return what, name, rest
+
+
+def _take_preset(argv: list[str]) -> tuple[str | None, list[str]]:
+    """Takes `--preset NAME` out of the arguments: it decides what the other defaults are."""
+    for index, word in enumerate(argv):
+        if word == "--preset":
+            return "".join(argv[index + 1 : index + 2]), argv[:index] + argv[index + 2 :]
+        if word.startswith("--preset="):
+            return word.partition("=")[2], argv[:index] + argv[index + 1 :]
+    return None, argv
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvaluateOptions:
+    run: Annotated[Path, tyro.conf.Positional]  # folder of the run
+    data: Path | None = None  # folder of the data set, for a run on images
+    eval_tasks: int | None = None  # held-out tasks; like the others, by default the run's value
+    eval_steps: int | None = None  # inner steps
+    eval_batch: int | None = None
+    balanced_eval: bool | None = None  # every mini-batch shows each class as often
+    inner_rate: float | None = None  # of the inner optimiser
+    transductive: bool | None = None  # which of the two scores is named the score
+    eval_ways: int | None = None  # classes of each task; of a run with --classifier zero
+    shots: int | None = None  # support images of each class
+    query_shots: int | None = None  # query images of each class
+    eval_shots: int | None = None  # points given of a sine wave
+    seed: int | None = None  # of the tasks drawn
+    sharing: _Sharing = _DEFAULT
+
+
+def evaluate(argv: list[str]) -> None:
+    """Scores a trained run."""
+    options = tyro.cli(_EvaluateOptions, args=argv, prog="reptile-jax evaluate")
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    changes = {name: given[name] for name in given.keys() - {"run", "data", "sharing"}}
+    with processes.joined(options.sharing, options.run) as (mesh, run):
+        runner.evaluate(run, options.data, mesh=mesh, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _AdaptOptions:
+    run: Annotated[Path, tyro.conf.Positional]  # folder of the run
+    support: Path  # folder with one folder of images per class
+    query: Path  # folder of the images to classify
+    transductive: bool = False  # normalise the query images together
+    eval_steps: int | None = None  # inner steps; like eval_batch, by default the run's value
+    eval_batch: int | None = None  # images in each mini-batch
+    json: Path | None = None  # also write the answers to this file; with - to standard output alone
+
+
+def adapt_run(argv: list[str]) -> None:
+    """Classifies images of new classes."""
+    options = tyro.cli(_AdaptOptions, args=argv, prog="reptile-jax adapt")
+    to_output = options.json == Path("-")
+    if options.json is not None and not to_output:
+        _check_free(options.json)
+    asked = {"eval_steps": options.eval_steps, "eval_batch": options.eval_batch}
+    answers = adapt.adapt(
+        options.run,
+        options.support,
+        options.query,
+        transductive=options.transductive,
+        **{name: value for name, value in asked.items() if value is not None},
+    )
+    if to_output:
+        terminal.say(to_json(answers))
+        return
+    terminal.table(
+        f"adapted to {len(answers[0]['probabilities'])} classes of {options.support}",
+        ["image", "class", "probability"],
+        [
+            [
+                str(Path(answer["image"]).relative_to(options.query)),
+                answer["class"],
+                f"{answer['probability']:.3f}",
+            ]
+            for answer in answers
+        ],
+    )
+    if options.json is not None:
+        write_json(options.json, answers)
+
+
+def _check_free(path: Path) -> None:
+    """Raises a ValueError for a file that --json cannot write."""
+    problem = None
+    if path.exists():
+        problem = f"{path} exists: give another --json, or remove it."
+    elif not path.parent.is_dir():
+        problem = f"there is no folder {path.parent} for --json."
+    if problem:
+        raise ValueError(problem)
+
+
+@dataclasses.dataclass(frozen=True)
+class _DownloadOptions:
+    out: Path  # folder for the two zip files
+
+
+def download(argv: list[str]) -> None:
+    """Fetches Omniglot."""
+    if argv[:1] in (["--help"], ["-h"]):
+        argv = ["omniglot", "--help"]
+    if argv[:1] != ["omniglot"]:
+        raise ValueError(
+            "download what? Only omniglot can be fetched: download omniglot --out DIR."
+        )
+    options = tyro.cli(_DownloadOptions, args=argv[1:], prog="reptile-jax download omniglot")
+    with terminal.Downloads() as show:
+        paths = rj.datasets.download_omniglot(options.out, report=show)
+    for path in paths:
+        terminal.say(str(path))
+
+
+def list_presets(argv: list[str]) -> None:
+    """Shows the presets and their values."""
+    if argv in (["--help"], ["-h"]):
+        usage = "usage: reptile-jax presets\n\nThe presets of train --preset and their values."
+        terminal.say(usage)
+        return
+    if argv:
+        raise ValueError(f"presets takes no arguments, got {' '.join(argv)}.")
+    rows = {name: dataclasses.asdict(config) for name, config in presets.PAPER.items()}
+    fields = [field.name for field in dataclasses.fields(FewShotConfig)]
+    varying = [f for f in fields if len({row[f] for row in rows.values()}) > 1]
+    terminal.table(
+        "The paper's rows (Nichol et al. 2018, appendix A)",
+        ["preset", *(field.replace("_", " ") for field in varying)],
+        [[name, *(str(row[f]) for f in varying)] for name, row in rows.items()],
+    )
+    common = {f: rows["o15"][f] for f in fields if f not in varying}
+    listed = lambda values: ", ".join(f"{name}={value}" for name, value in values.items())
+    terminal.say(f"in all: {listed(common)}")
+    for name, config in presets.ALL.items():
+        if name not in presets.PAPER:
+            base, changes = _changes(name, config)
+            terminal.say(f"{name}: {base} with {listed(changes)}")
+
+
+def _changes(name: str, config: Config) -> tuple[str, dict[str, Any]]:
+    """The row or the experiment that a preset's name begins with, and what it changes."""
+    base = name.partition("-")[0]
+    start = presets.PAPER.get(base) or EXPERIMENTS[base].start
+    values = dataclasses.asdict(config).items()
+    return base, {field: value for field, value in values if value != getattr(start, field)}
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "adapt": adapt_run,
+    "download": download,
+    "presets": list_presets,
+}

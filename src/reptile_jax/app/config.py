@@ -1,0 +1,185 @@
+"""What a run can be told: one dataclass per experiment, whose fields are the command's options.
+
+The comment beside a field is its help on the command line.
+"""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Iterator
+from types import NoneType
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+Classifier: TypeAlias = Literal["learned", "zero"]
+
+# What a field of a type can be, where that is not the rule.
+_LEAST = {"eval_tasks": 2, "seed": 0, "split_seed": 0}  # else 1
+_LARGEST = {"meta_momentum": 1}  # else far beyond any rate that learns, far from float32's largest
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(abc.ABC):
+    """What the runner asks of every configuration; an experiment adds its own fields."""
+
+    meta_steps: int = 1000
+    meta_batch: int = 5  # tasks in a meta step
+    eval_tasks: int = 1000  # held-out tasks
+    steps_per_dispatch: int = 100  # meta steps between lines of metrics
+    save_every: int = 1000  # meta steps between checkpoints
+    give_up_after: int = 100  # meta steps in a row in which no task is finite
+    seed: int = 0
+
+    @property
+    @abc.abstractmethod
+    def experiment(self) -> str:
+        """The name of the experiment that this configures, in `experiments.EXPERIMENTS`."""
+
+    @property
+    def shares_devices(self) -> bool:
+        """Whether all GPUs or TPUs take part unless told otherwise."""
+        return True
+
+    def check(self) -> None:
+        """Raises a ValueError for a value that could only fail later."""
+        for problem in self.problems():
+            raise ValueError(problem)
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the values, first alone, then together."""
+        for field in dataclasses.fields(self):
+            if problem := _problem(field.name, field.type, getattr(self, field.name)):
+                yield problem
+
+
+def _problem(name: str, kind: Any, value: Any) -> str | None:
+    """What is wrong with one value, if anything."""
+    kinds = get_args(kind) if NoneType in get_args(kind) else (kind,)
+    if value is None and NoneType in kinds:
+        return None
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    is_number = is_integer or isinstance(value, float | np.floating)
+    least, largest = _LEAST.get(name, 1), _LARGEST.get(name, 1e9)
+    if float in kinds and not (is_number and math.isfinite(value)):
+        rule = "a finite number"
+    elif float in kinds:
+        rule = None if 0 <= value <= largest else f"between 0 and {largest:g}"
+    elif int in kinds and not is_integer:
+        rule = "an integer"
+    elif int in kinds:
+        bound = f"at least {least}" if value < least else "below 2**31"
+        rule = None if least <= value < 2**31 else bound
+    else:
+        choices = (False, True) if kind is bool else get_args(kind)
+        is_choice = type(value) is type(choices[0]) and value in choices
+        rule = None if is_choice else f"one of {', '.join(map(repr, choices))}"
+    return rule and f"{name} is {rule}, got {value!r}."
+
+
+@dataclasses.dataclass(frozen=True)
+class SinusoidConfig(Config):
+    """The paper's sine waves, by batched Reptile (section 4)."""
+
+    meta_steps: int = 30_000
+    meta_rate: float = 1.0  # ε at the start, annealed linearly to 0
+    inner_steps: int = 5
+    inner_batch: int = 10
+    inner_rate: float = 0.02  # of SGD
+    eval_shots: int = 10  # points given at evaluation
+    eval_steps: int = 32  # inner steps at evaluation, each on all points given
+    steps_per_dispatch: int = 1000  # meta steps between lines of metrics
+    save_every: int = 5000  # meta steps between checkpoints
+
+    @property
+    def experiment(self) -> str:
+        return "sinusoid"
+
+    @property
+    def shares_devices(self) -> bool:
+        return False  # a network this small gains nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShotConfig(Config):
+    """N-way K-shot image classification as in the paper; the defaults are row o15.
+
+    The released code sums the loss over the inner batch. Here it is that sum divided by training's
+    `inner_batch`: Adam is insensitive to that, and a plain-SGD rate of the paper is multiplied by
+    that size. In evaluation, whose batches have another size, the mean would be something else:
+    the second moment that Adam starts from is training's, so half as many examples would make
+    steps half as long.
+    """
+
+    dataset: Literal["omniglot", "mini-imagenet", "images"] = "omniglot"
+    ways: int = 5  # classes in an episode
+    shots: int = 1  # support images of each class at evaluation
+    train_shots: int = 10  # support images of each class in training
+    inner_batch: int = 10
+    balanced_batches: bool = False  # every mini-batch of training shows each class as often
+    inner_steps: int = 5
+    inner_rate: float = 1e-3  # of Adam with β1 = 0
+    # Where inner optimisers start: at their first state, at the mean of the last meta step's, or at
+    # the state of the task before, as in the released code.
+    inner_opt_state: Literal["reset", "average", "carry"] = "average"
+    # Where the linear classifier starts: meta-learned with the rest, or at zero in every task (Kao,
+    # Chiu & Chen 2021, arXiv:2106.15367). The inner optimiser's state of it goes on all the same.
+    classifier: Classifier = "learned"
+    meta_steps: int = 100_000
+    meta_rate: float = 1.0  # ε at the start
+    meta_rate_final: float = 0.0  # ε at the end, annealed linearly
+    meta_momentum: float = 0.0  # Nesterov's, of the outer step
+    eval_ways: int | None = None  # classes at evaluation; other than ways with a classifier at zero
+    eval_batch: int = 5
+    balanced_eval: bool = False  # every mini-batch of evaluation shows each class as often
+    eval_steps: int = 50
+    eval_tasks: int = 10_000  # held-out tasks
+    query_shots: int = 1  # query images of each class at evaluation
+    transductive: bool = False  # which of the two scores is this configuration's
+    split: Literal["paper", "background"] = "paper"  # of Omniglot
+    split_seed: int = 0  # of the split of a folder of images into training and held-out classes
+    test_fraction: float = 0.2  # of its classes that are held out
+    size: int = 28  # height and width of the images; from 64 on, the mini-ImageNet network
+    color: Literal["grey", "rgb"] = "grey"
+
+    @property
+    def experiment(self) -> str:
+        return self.dataset
+
+    @property
+    def shares_devices(self) -> bool:
+        return self.inner_opt_state != "carry"  # which runs on one device
+
+    @property
+    def held_out_ways(self) -> int:
+        """The classes of an evaluation's task."""
+        return self.ways if self.eval_ways is None else self.eval_ways
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        held_out = self.held_out_ways
+        if held_out != self.ways and self.classifier != "zero":
+            yield (
+                f"the classifier is meta-learned with the rest, for {self.ways} ways: held-out "
+                f"tasks have {self.ways} classes, not {held_out}. A run trained with "
+                "--classifier zero takes any number."
+            )
+        for is_balanced, name, ways in (
+            (self.balanced_batches, "inner_batch", self.ways),
+            (self.balanced_eval, "eval_batch", held_out),
+        ):
+            if is_balanced and (size := getattr(self, name)) % ways:
+                yield (
+                    f"balanced mini-batches show each of {ways} classes as often: {name} is a "
+                    f"multiple of the ways, got {size}."
+                )
+        color = {"omniglot": "grey", "mini-imagenet": "rgb"}.get(self.dataset, self.color)
+        if self.color != color:
+            yield f"the images of {self.dataset} are {color}, not {self.color}."
+        meant_for = {"split": "omniglot", "split_seed": "images", "test_fraction": "images"}
+        for name, dataset in meant_for.items():
+            given = getattr(self, name)
+            if self.dataset != dataset and given != getattr(type(self), name):
+                yield (
+                    f"{name} is for {dataset} alone: leave {name}={given!r} out for {self.dataset}."
+                )

@@ -1,0 +1,53 @@
+"""The experiments, one file each, and the table of them."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from reptile_jax.app import presets
+from reptile_jax.app.config import Config, SinusoidConfig
+from reptile_jax.app.experiment import Experiment
+from reptile_jax.app.experiments import few_shot, sinusoid
+
+
+class Entry(NamedTuple):
+    """An experiment: the configuration it starts from, and what builds it.
+
+    `build(config, mesh)`, or, where it reads a data set, `build(config, mesh, folder)`.
+    """
+
+    start: Config
+    build: Callable[..., Experiment]
+    needs_data: bool = False
+
+
+# By the name that follows `train` and that `Config.experiment` gives.
+EXPERIMENTS: dict[str, Entry] = {
+    "sinusoid": Entry(SinusoidConfig(), sinusoid.build),
+    "omniglot": Entry(presets.PAPER["o15"], few_shot.build, needs_data=True),
+    "mini-imagenet": Entry(presets.PAPER["m15"], few_shot.build, needs_data=True),
+    "images": Entry(
+        dataclasses.replace(presets.PAPER["m15"], dataset="images"), few_shot.build, needs_data=True
+    ),
+}
+
+
+def build(config: Config, data: Path | None = None, mesh: Mesh | None = None) -> Experiment:
+    """Builds the experiment that a configuration stands for.
+
+    Args:
+      data: the folder of the data set, for those that read one.
+      mesh: the devices that share its tasks.
+
+    Raises:
+      ValueError: for data that is missing or not needed, and as the experiment's own function.
+    """
+    entry = EXPERIMENTS[config.experiment]
+    if entry.needs_data != (data is not None):
+        cure = "give the data set's folder with" if entry.needs_data else "it takes no"
+        raise ValueError(f"this is a run of {config.experiment}: {cure} --data.")
+    given: tuple[Any, ...] = (config, mesh) if data is None else (config, mesh, data)
+    return entry.build(*given)

@@ -1,0 +1,178 @@
+"""N-way K-shot image classification, as in the paper (section 6.1, appendix A) and beyond it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+import reptile_jax as rj
+from reptile_jax.app.config import FewShotConfig
+from reptile_jax.app.experiment import Experiment, key
+
+
+class Learned(NamedTuple):
+    """What is learned, and how: the part of an experiment that needs no data."""
+
+    model: rj.nn.ConvNet
+    inner_optimizer: optax.GradientTransformation
+    learner: rj.MetaLearner
+    first_state: Callable[[], rj.MetaState]
+
+
+def build(config: FewShotConfig, mesh: Mesh | None, data: Path) -> Experiment:
+    """Reptile on episodes of the data set's training classes, scored on its held-out ones."""
+    learned = learned_by(config, mesh)  # what it refuses is refused before data are read
+    splits = load_data(config, data)
+    held_out = held_out_tasks(config, splits)
+    model = network(config, config.held_out_ways)
+    return Experiment(
+        title=f"Reptile, {config.ways}-way",
+        learner=learned.learner,
+        first_state=learned.first_state,
+        training_tasks=training_tasks(config, splits),
+        held_out_tasks=held_out,
+        loss_fn=adaptation_loss(config, model, config.eval_batch, balanced=config.balanced_eval),
+        inner_optimizer=learned.inner_optimizer,
+        score_fn=rj.tasks.accuracy(model.apply),
+        main_score="transductive" if config.transductive else "non-transductive",
+        measure="accuracy",
+        percent=True,
+        setting=f"{config.held_out_ways}-way {config.shots}-shot",
+        score_every=config.eval_steps // 5 if config.eval_steps % 5 == 0 else None,
+        summary=f"{len(splits.train_names):,} training and {len(splits.test_names):,} held-out "
+        "classes",
+        initialisation=lambda state: for_ways(config.held_out_ways, state),
+        data_facts={
+            "classes": {"train": list(splits.train_names), "test": list(splits.test_names)}
+        },
+    )
+
+
+def learned_by(config: FewShotConfig, mesh: Mesh | None = None) -> Learned:
+    """The network, the optimisers and the learner of a configuration."""
+    model = network(config, config.ways)
+    # Adam with β1 = 0, without its useless first moment.
+    inner = optax.chain(
+        optax.scale_by_rms(decay=0.999, eps=1e-8, eps_in_sqrt=False, bias_correction=True),
+        optax.scale(-config.inner_rate),
+    )
+    loss_fn = rj.nn.cross_entropy(model.apply, config.inner_batch)
+    learner = rj.meta_learner(
+        rj.reptile(loss_fn, inner),
+        meta_optimizer(config),
+        inner_opt_state=config.inner_opt_state,
+        mesh=mesh,
+    )
+    images = jnp.zeros((1, config.size, config.size, 1 if config.color == "grey" else 3))
+    # Jitted, as all that is drawn at the start: one program compiles faster than each operation.
+    first_state = lambda: learner.init(jax.jit(model.init)(key(config.seed, "init"), images))
+    return Learned(model, inner, learner, first_state)
+
+
+def network(config: FewShotConfig, ways: int) -> rj.nn.ConvNet:
+    """The paper's network for the size of the images."""
+    net = rj.nn.omniglot_net if config.size < 64 else rj.nn.mini_imagenet_net
+    model = net(ways)
+    if config.classifier == "zero":
+        model = model.clone(classifier_init=jax.nn.initializers.zeros)
+    return model
+
+
+def adaptation_loss(
+    config: FewShotConfig, model: rj.nn.ConvNet, batch_size: int, *, balanced: bool
+) -> Callable[[Any, rj.Batch], jax.Array]:
+    """The loss that held-out tasks are adapted by, in mini-batches of `batch_size`.
+
+    Weighed as in training, whose second moment Adam starts from. Balanced mini-batches of many
+    classes have to be larger than training's: their sum would make longer steps than any there, so
+    that they take the mean. The paper's protocol, which is not balanced, takes the sum.
+    """
+    size = max(config.inner_batch, batch_size) if balanced else config.inner_batch
+    return rj.nn.cross_entropy(model.apply, size)
+
+
+def meta_rate_schedule(config: FewShotConfig) -> optax.Schedule:
+    """ε over the meta steps of a configuration."""
+    return optax.linear_schedule(config.meta_rate, config.meta_rate_final, config.meta_steps)
+
+
+def meta_optimizer(config: FewShotConfig) -> optax.GradientTransformation:
+    """The meta-optimiser of a configuration."""
+    sgd = optax.sgd(meta_rate_schedule(config), config.meta_momentum or None, nesterov=True)
+    return classifier_left_alone(sgd) if config.classifier == "zero" else sgd
+
+
+def classifier_left_alone(
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """`optimizer` for all parameters but the classifier's, which stay as they are."""
+    # Zeroed in front of the optimiser, so that its state of the classifier is zero as well.
+    return optax.chain(optax.masked(optax.set_to_zero(), rj.nn.classifier_mask), optimizer)
+
+
+def for_ways(ways: int, state: rj.MetaState) -> rj.MetaState:
+    """A state whose classifier starts at zero, for as many ways.
+
+    Such a classifier is one for any number of classes. The inner optimiser's state of it is
+    averaged over the classes that it was trained with, which are drawn in a uniform order, so that
+    nothing tells them apart. For another number of ways that is an approximation: gradients of the
+    classifier shrink with the number of classes.
+    """
+
+    def resize(is_classifier, leaf):  # whose last axis is the ways
+        if not is_classifier or leaf.shape[-1:] == (ways,):
+            return leaf
+        return jnp.broadcast_to(leaf.mean(-1, keepdims=True), (*leaf.shape[:-1], ways))
+
+    return jax.tree.map(resize, rj.nn.classifier_mask(state), state)
+
+
+def load_data(config: FewShotConfig, data: Path) -> rj.datasets.ImageSplits:
+    """The data set of a configuration, from the folder `data`."""
+    if config.dataset == "omniglot":
+        return rj.datasets.load_omniglot(data, split=config.split, size=config.size)
+    if config.dataset == "mini-imagenet":
+        return rj.datasets.load_mini_imagenet(data, size=config.size)
+    return rj.datasets.load_image_folder(
+        data,
+        size=config.size,
+        color=config.color,
+        min_images=max(config.train_shots, config.shots + config.query_shots),
+        test_fraction=config.test_fraction,
+        seed=config.split_seed,
+    )
+
+
+def training_tasks(config: FewShotConfig, splits: rj.datasets.ImageSplits) -> rj.tasks.FewShot:
+    """The episodes that a configuration is trained on."""
+    return rj.tasks.few_shot(
+        splits.train,
+        ways=config.ways,
+        shots=config.train_shots,
+        steps=config.inner_steps,
+        batch_size=config.inner_batch,
+        balanced=config.balanced_batches,
+    )
+
+
+def held_out_tasks(config: FewShotConfig, splits: rj.datasets.ImageSplits) -> rj.tasks.FewShot:
+    """The episodes that a configuration is evaluated on."""
+    ways = config.held_out_ways
+    if ways > len(splits.test_names):
+        raise ValueError(
+            f"{ways} ways, but there are only {len(splits.test_names)} held-out classes: give "
+            "fewer ways, or more classes."
+        )
+    return rj.tasks.few_shot(
+        splits.test,
+        ways=ways,
+        shots=config.shots,
+        query_shots=config.query_shots,
+        steps=config.eval_steps,
+        batch_size=config.eval_batch,
+        balanced=config.balanced_eval,
+    )

@@ -1,0 +1,160 @@
+"""Meta-training that leaves metrics and checkpoints in a run's folder, and goes on from them."""
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import reptile_jax as rj
+from reptile_jax.app import processes, signals, terminal
+from reptile_jax.app.config import Config
+from reptile_jax.app.json_files import append_json_line, keep_json_lines
+
+OnMetrics: TypeAlias = Callable[[Path, int, dict[str, Any]], Any]  # (folder, step, metrics)
+
+
+def meta_train(
+    learner: rj.MetaLearner,
+    state: rj.MetaState,
+    tasks: rj.TaskDistribution,
+    key: jax.Array,
+    config: Config,
+    *,
+    title: str,
+    folder: Path | None = None,
+    on_metrics: OnMetrics | None = None,
+) -> rj.MetaState:
+    """Trains with a progress bar and, given a run's folder, leaves metrics and checkpoints there.
+
+    Every dispatch adds one line to `metrics.jsonl`: the step, and over the dispatch the mean loss
+    of the first and of the last inner step, the mean norm of the meta-gradient, the tasks that were
+    not finite, and how many meta steps in a row, up to its end, had none that was. After each
+    checkpoint a line of `times.jsonl` says how many seconds the training took from one step to
+    another. A state that has been restored goes on from its step.
+
+    Args:
+      config: how many meta steps, tasks in each, meta steps in a dispatch and between checkpoints
+        (there is always one at the end), and without a finite task until training gives up.
+      folder: the run's; None leaves nothing behind.
+      on_metrics: called with the folder, the step and the line of metrics after every dispatch.
+
+    Raises:
+      signals.Interrupted: after a SIGINT or SIGTERM: the dispatch in flight is finished and saved.
+      FloatingPointError: if training gives up, or the parameters are not finite when it is to save
+        them; the newest checkpoint is good.
+    """
+    processes.check_told_the_same(config)
+    record = None if folder is None else _Record(folder, int(state.step), on_metrics)
+    failed, stop, stops = 0 if record is None else record.failed, [], False
+    loop = rj.train(
+        learner,
+        state,
+        tasks,
+        key,
+        until=config.meta_steps,
+        meta_batch=config.meta_batch,
+        steps_per_dispatch=config.steps_per_dispatch,
+    )
+    saves = contextlib.nullcontext() if record is None else signals.handled(stop.append, _wait)
+    with terminal.Bar(title, config.meta_steps, "meta steps", int(state.step)) as bar, saves:
+        for state, infos in loop:
+            failed, most_failed = _failed_in_a_row(infos, failed)
+            row, step = {**_summary(infos), "failed_in_a_row": failed}, int(state.step)
+            bar.update(step, "loss {first_loss} -> {last_loss}".format(**row))
+            gives_up = most_failed >= config.give_up_after
+            if record is not None:
+                record.add(step, row)
+                stops = processes.any_process(bool(stop))
+                due = step == config.meta_steps or step - record.saved >= config.save_every
+                if due or stops or gives_up:
+                    record.save(state)
+            if gives_up:
+                raise FloatingPointError(
+                    f"in {config.give_up_after} meta steps in a row, before meta step {step}, no "
+                    "task had a finite loss and gradient, so nothing was learnt: look at the loss "
+                    "and the data, or lower the inner rate."
+                )
+            if stops:
+                break
+    # A signal after the last of these questions stops all processes too.
+    if stops or (record is not None and processes.any_process(bool(stop))):
+        message = f"stopped at meta step {int(state.step)}"
+        raise signals.Interrupted((stop or [signal.SIGTERM])[0], message, together=True)
+    return state
+
+
+def _wait() -> None:
+    terminal.say("stopping after the dispatch in flight; once more leaves at once")
+
+
+class _Record:
+    """What a training leaves in its run's folder."""
+
+    def __init__(self, folder: Path, first_step: int, on_metrics: OnMetrics | None):
+        self._folder, self._first_step, self._on_metrics = folder, first_step, on_metrics
+        self._started = time.monotonic()
+        self._metrics, self._times = folder / "metrics.jsonl", folder / "times.jsonl"
+        self.saved = first_step
+        # Drops what the run wrote after the checkpoint that it goes on from.
+        for path, field in ((self._metrics, "step"), (self._times, "to")):
+            if path.exists():
+                keep_json_lines(path, lambda row, field=field: row[field] <= first_step)
+
+    @property
+    def failed(self) -> int:
+        """How many meta steps in a row had no finite task before this training."""
+        lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
+        return json.loads(lines[-1]).get("failed_in_a_row", 0) if lines else 0
+
+    def add(self, step: int, row: dict[str, Any]) -> None:
+        """Adds a dispatch's line of metrics."""
+        append_json_line(self._metrics, {"step": step, **row})
+        if self._on_metrics is not None:
+            self._on_metrics(self._folder, step, row)
+
+    def save(self, state: rj.MetaState) -> None:
+        """Saves a state, and how long it took to get there."""
+        step = int(state.step)
+        finite = jax.tree.map(lambda leaf: bool(jnp.isfinite(leaf).all()), state.params)
+        if not jax.tree.all(finite):
+            raise FloatingPointError(
+                f"the parameters are not finite at meta step {step}: lower the meta rate. "
+                f"The checkpoints in {self._folder} are of earlier steps."
+            )
+        rj.checkpoint.save(self._folder / "checkpoints", state)
+        seconds = round(time.monotonic() - self._started, 1)
+        append_json_line(self._times, {"from": self._first_step, "to": step, "seconds": seconds})
+        self.saved = step
+
+
+def _failed_in_a_row(infos: rj.MetaInfo, failed: int) -> tuple[int, int]:
+    """Meta steps in a row without a finite task: at the end of a dispatch, and the most in it.
+
+    Args:
+      failed: how many there were at the end of the dispatch before.
+    """
+    most = failed
+    for tasks in np.asarray(infos.finite):
+        failed = 0 if tasks.any() else failed + 1
+        most = max(most, failed)
+    return failed, most
+
+
+def _summary(infos: rj.MetaInfo) -> dict[str, float | int | None]:
+    """A dispatch in a few numbers; None where no task was finite, as JSON has no NaN."""
+    finite = np.asarray(infos.finite)
+    losses = np.asarray(infos.losses, np.float64)[finite]  # [finite tasks, steps]
+    mean = lambda values: float(f"{values.mean():.6g}") if values.size else None
+    return {
+        "first_loss": mean(losses[:, 0]),
+        "last_loss": mean(losses[:, -1]),
+        "gradient_norm": mean(np.asarray(infos.gradient_norm, np.float64)),
+        "tasks_left_out": int((~finite).sum()),
+    }

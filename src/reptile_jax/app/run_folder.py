@@ -1,0 +1,190 @@
+"""A run: a folder that keeps its configuration, metrics, checkpoints, results and pictures."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import platform
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import reptile_jax as rj
+from reptile_jax.app import signals, terminal
+from reptile_jax.app.config import Config
+from reptile_jax.app.experiments import EXPERIMENTS
+from reptile_jax.app.json_files import read_json, write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
+
+
+def create(out: Path | None, name: str, config: Config, files: Mapping[str, Any]) -> Path:
+    """Makes the folder of a new run and writes its configuration there.
+
+    Args:
+      out: the folder; by default `runs/<name>`, or the next free `runs/<name>-<number>`.
+      files: what else the run needs, by the name of its JSON file.
+
+    Raises:
+      FileExistsError: if `out` exists and is not an empty folder: a run is never overwritten.
+      ValueError: for a path that no checkpoint can be kept under.
+    """
+    check_free(out)
+    folder = out or _make_next(Path("runs") / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        write_json(folder / f"{file}.json", content)
+    # The last, since with it the folder is that of a run.
+    fields = {"experiment": config.experiment, **dataclasses.asdict(config)}
+    write_json(folder / "config.json", fields)
+    return folder
+
+
+def check_free(out: Path | None) -> None:
+    """Raises as `create` does, where a run cannot be."""
+    rj.checkpoint.check_path(out or Path())
+    if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(
+            f"{out} exists, and a run is never overwritten: give another --out, or remove it."
+        )
+
+
+def load_config(folder: Path) -> Config:
+    """The configuration of a run.
+
+    Raises:
+      FileNotFoundError: if the folder is not that of a run.
+      ValueError: if the configuration is of another version.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not the folder of a run: it has no config.json.")
+    fields = read_json(path)
+    try:
+        config = type(EXPERIMENTS[fields.pop("experiment")].start)(**fields)
+        config.check()
+        return config
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit this version of reptile_jax: {error}.") from error
+
+
+def check_data(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Raises a ValueError unless the data are those that the run was made with.
+
+    So no class is held out in one part of a run and trained on in another.
+    """
+    for name, fact in facts.items():
+        if read_json(folder / f"{name}.json") != fact:
+            raise ValueError(
+                f"the data set is not the one that {folder} was made with (its {name}.json): give "
+                "the data as it was, or start a new run."
+            )
+
+
+def restore(folder: Path, first_state: Callable[[], rj.MetaState]) -> rj.MetaState:
+    """The newest good state of a run.
+
+    Raises:
+      FileNotFoundError: if it was stopped before its first checkpoint.
+      ValueError: as `checkpoint.restore`.
+    """
+    like = jax.eval_shape(first_state)
+    return rj.checkpoint.restore(folder / "checkpoints", like, on_damage=terminal.fail)
+
+
+def restore_or_start(folder: Path, first_state: Callable[[], rj.MetaState]) -> rj.MetaState:
+    """Where a run goes on: at its newest good state, or at its first.
+
+    Raises:
+      ValueError: as `checkpoint.restore`, and if its checkpoints have gone.
+    """
+    try:
+        return restore(folder, first_state)
+    except FileNotFoundError as error:
+        times = folder / "times.jsonl"  # a line for each checkpoint there ever was
+        if (folder / "results.json").exists() or (times.exists() and times.stat().st_size):
+            raise ValueError(
+                f"{error} The run had checkpoints: put them back, or start a new run."
+            ) from error
+        return first_state()
+
+
+@contextlib.contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Inside, the run is this process's alone; if a signal ends that, says how to go on with it.
+
+    Raises:
+      ValueError: if another process is at work on the run.
+    """
+    try:
+        with _locked(folder):
+            yield
+    except signals.Interrupted as stop:
+        needs_data = EXPERIMENTS[load_config(folder).experiment].needs_data
+        data = " --data DIR" if needs_data else ""
+        command = f"reptile-jax train --resume {shlex.quote(str(folder))}{data}"
+        stop.args = (f"{stop}; go on with: {command}",)
+        raise
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Locks the run; the system takes the lock back however the process ends."""
+    with (folder / ".lock").open("ab") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"another process is at work on {folder}: wait for it, or stop it first."
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+        yield
+
+
+def store(folder: Path, name: str, seconds: float, results: dict[str, Any]) -> Path:
+    """Writes results, with the time taken and the environment; returns the file.
+
+    It is `<name>.json`, or the next free `<name>-<number>.json`.
+    """
+    path = _next_free(folder / f"{name}.json")
+    write_json(path, {"seconds": round(seconds, 1), **results, "environment": environment()})
+    return path
+
+
+def environment() -> dict[str, Any]:
+    """What a figure depends on besides the configuration."""
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("jax", "jaxlib", "flax", "optax", "numpy")
+    }
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "device": f"{device.device_kind} x {jax.device_count()}",
+        "machine": platform.machine(),
+    }
+
+
+def _make_next(path: Path) -> Path:
+    """Makes the next free folder; of two runs that start at once each gets its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with contextlib.suppress(FileExistsError):
+            (folder := _next_free(path)).mkdir()
+            return folder
+
+
+def _next_free(path: Path) -> Path:
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free

@@ -1,0 +1,204 @@
+"""Few-shot images, end to end and small, and the parts that a configuration stands for."""
+
+import itertools
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import reptile_jax as rj
+from reptile_jax.app import cli, run_folder
+from reptile_jax.app.config import FewShotConfig
+from reptile_jax.app.experiments import few_shot
+from tests.app import small_images
+from tests.app.stopping import stop_at
+
+
+def test_train_images_learns_and_scores(trained):
+    accuracy = json.loads((trained / "results.json").read_text())["scores"]["Reptile"]
+    assert accuracy["non-transductive"]["inner steps"] == [0, 1, 2, 3, 4, 5]
+    assert accuracy["non-transductive"]["mean"][-1] > 0.75
+
+
+def test_evaluate_scores_the_run_again(run, pictures, capsys):
+    in_training = json.loads((run / "results.json").read_text())["scores"]
+    assert cli.main(["evaluate", str(run), "--data", str(pictures)]) == 0
+    assert json.loads((run / "evaluation.json").read_text())["scores"] == in_training
+    argv = ["--eval-tasks", "7", "--shots", "1", "--eval-batch", "2"]
+    assert cli.main(["evaluate", str(run), "--data", str(pictures), *argv]) == 0
+    assert "over 7 held-out tasks, 2-way 1-shot, after 40 meta steps" in capsys.readouterr().out
+    assert json.loads((run / "evaluation-2.json").read_text())["tasks"] == 7
+    argv = ["--eval-tasks", "7", "--inner-rate", "0"]
+    assert cli.main(["evaluate", str(run), "--data", str(pictures), *argv]) == 0
+    left_alone = json.loads((run / "evaluation-3.json").read_text())["scores"]["Reptile"]
+    assert len(set(left_alone["non-transductive"]["mean"])) == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+    trained, pictures, tmp_path, monkeypatch, capsys
+):
+    argv = small_images.train_command(pictures, "--meta-steps", "40", "--out", "a run")
+    with monkeypatch.context() as patched:
+        stop_at(24, signal.SIGTERM, patched)
+        assert cli.main(argv) == 143
+    stopped = "stopped at meta step 24; go on with: reptile-jax train --resume 'a run' --data DIR\n"
+    assert capsys.readouterr().err == f"reptile-jax: {stopped}"
+    assert cli.main(["train", "--resume", "a run"]) == 1
+    assert "a run of images: give the data set's folder with --data" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "a run", "--data", str(pictures)]) == 0
+    metrics = (tmp_path / "a run" / "metrics.jsonl").read_text()
+    assert metrics == (trained / "metrics.jsonl").read_text()
+    assert len(metrics.splitlines()) == 5
+    first_state = few_shot.learned_by(run_folder.load_config(trained)).first_state
+    states = [run_folder.restore(run, first_state) for run in (trained, tmp_path / "a run")]
+    chex.assert_trees_all_equal(*states)
+
+
+def test_a_signal_during_evaluation_leaves_and_resuming_only_evaluates(
+    trained, run, pictures, monkeypatch, capsys
+):
+    argv = ["train", "--resume", "run", "--data", str(pictures)]
+    with monkeypatch.context() as patched:
+        patched.setattr(rj, "evaluate", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+        assert cli.main(argv) == 143
+    interrupted = "interrupted; go on with: reptile-jax train --resume run --data DIR\n"
+    assert capsys.readouterr().err == f"reptile-jax: {interrupted}"
+    assert not (run / "results-2.json").exists()
+    assert cli.main(argv) == 0
+    one, other = (
+        json.loads((run / f"{name}.json").read_text()) for name in ("results", "results-2")
+    )
+    assert one["scores"] == other["scores"]
+    for name in ("metrics.jsonl", "times.jsonl"):
+        assert (run / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_a_classifier_at_zero_is_one_for_any_number_of_ways(pictures, tmp_path, capsys):
+    argv = ["--classifier", "zero", "--test-fraction", "0.5", "--meta-steps", "40"]
+    argv += ["--balanced-batches"]  # of two classes in training; evaluation has its own rule
+    assert cli.main(small_images.train_command(pictures, *argv, "--out", "zero")) == 0
+    argv = ["--eval-ways", "4", "--eval-batch", "7", "--eval-steps", "20"]
+    assert cli.main(["evaluate", "zero", "--data", str(pictures), *argv]) == 0
+    results = json.loads((tmp_path / "zero" / "evaluation.json").read_text())
+    means = results["scores"]["Reptile"]["non-transductive"]["mean"]
+    assert means[0] == 0.25  # all logits are zero, and one class in four comes first
+    assert means[-1] > 0.7
+    assert results["config"]["ways"] == 2
+    assert results["config"]["eval_ways"] == 4
+    first_state = few_shot.learned_by(run_folder.load_config(Path("zero"))).first_state
+    two = run_folder.restore(Path("zero"), first_state)
+    four = few_shot.for_ways(4, two)
+    for one, other in zip(*map(jax.tree.leaves, (two, four)), strict=True):
+        if one.shape == other.shape:
+            np.testing.assert_array_equal(one, other)
+        else:
+            np.testing.assert_allclose(one.mean(-1), other.mean(-1), rtol=1e-6)
+            assert other.shape == (*one.shape[:-1], 4)
+    support, query = tmp_path / "support", tmp_path / "query"
+    query.mkdir()
+    for number in (1, 4, 6):
+        files = sorted((pictures / f"class{number}").iterdir())
+        (support / f"class{number}").mkdir(parents=True)
+        shutil.copy(files[-1], query / f"class{number}.png")
+        for file in files[:4]:
+            shutil.copy(file, support / f"class{number}")
+    capsys.readouterr()
+    argv = ["--support", str(support), "--query", str(query), "--json", "-"]
+    assert cli.main(["adapt", "zero", *argv]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert [len(answer["probabilities"]) for answer in answers] == [3, 3, 3]
+    assert [answer["class"] for answer in answers] == ["class1", "class4", "class6"]
+
+
+def test_an_evaluation_with_balanced_mini_batches(run, pictures, capsys):
+    argv = ["evaluate", "run", "--data", str(pictures), "--balanced-eval", "True"]
+    assert cli.main([*argv, "--eval-batch", "3"]) == 1
+    assert "eval_batch is a multiple of the ways, got 3" in capsys.readouterr().err
+    assert cli.main([*argv, "--eval-batch", "2"]) == 0
+    results = json.loads((run / "evaluation.json").read_text())
+    assert results["config"]["balanced_eval"]
+    assert results["scores"]["Reptile"]["transductive"]["mean"][-1] > 0.7
+
+
+def test_a_meta_learned_classifier_keeps_its_ways(trained, pictures, capsys):
+    assert cli.main(["evaluate", str(trained), "--data", str(pictures), "--eval-ways", "1"]) == 1
+    said = "the classifier is meta-learned with the rest, for 2 ways: held-out tasks have 2 classes"
+    error = capsys.readouterr().err
+    assert f"{said}, not 1." in error
+    assert "A run trained with --classifier zero takes any number." in error
+
+
+def test_a_damaged_zip_is_named(tmp_path, capsys):
+    for name in ("images_background.zip", "images_evaluation.zip"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04 half a file")
+    assert cli.main(["train", "omniglot", "--data", str(tmp_path)]) == 1
+    assert "images_background.zip is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_sizes_that_cannot_be_met_are_found_before_training(pictures, capsys, tmp_path):
+    assert cli.main(small_images.train_command(pictures, "--ways", "7")) == 1
+    assert "7 ways, but there are only 2 held-out classes" in capsys.readouterr().err
+    argv = small_images.train_command(pictures, "--inner-opt-state", "carry")
+    assert cli.main([*argv, "--devices", "2"]) == 1
+    assert 'inner_opt_state="carry" runs one task after another' in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_carried_state_is_scored_on_many_devices(run, pictures):
+    """Training with it runs on one device; an evaluation starts every task from the same state."""
+    fields = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**fields, "inner_opt_state": "carry"}))
+    assert cli.main(["evaluate", "run", "--data", str(pictures), "--devices", "2"]) == 0
+    one, other = (json.loads((run / f"{n}.json").read_text()) for n in ("results", "evaluation"))
+    assert one["scores"] == other["scores"]
+    argv = ["train", "--resume", "run", "--data", str(pictures), "--devices", "2"]
+    assert cli.main(argv) == 1
+
+
+def test_a_classifier_at_zero_stays_there_outside_and_learns_inside():
+    config = FewShotConfig(size=8, classifier="zero", meta_momentum=0.9, inner_batch=5)
+    learned = few_shot.learned_by(config)
+    images = jax.random.uniform(jax.random.key(0), (2, 1, 5, 8, 8, 1))
+    batch = rj.Batch(images, jnp.broadcast_to(jnp.arange(5), (2, 1, 5)))
+    tasks = rj.Task(jax.tree.map(lambda leaf: leaf.repeat(3, axis=1), batch))  # three steps of it
+    start = learned.first_state().params["params"]
+    state, info = learned.learner.step(learned.first_state(), tasks)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(state.params["params"]["Dense_0"]))
+    assert (state.params["params"]["Conv_0"]["kernel"] != start["Conv_0"]["kernel"]).any()
+    np.testing.assert_allclose(info.losses[:, 0], np.log(5), rtol=1e-6)
+    assert (info.losses[:, 2] < info.losses[:, 0]).all()
+
+
+def test_a_configurations_tasks_are_balanced_if_it_says_so():
+    balanced = lambda tasks, each: (
+        np.sort(tasks.sample(jax.random.key(0)).support.targets) == np.arange(5).repeat(each)
+    ).all()
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)
+    classes = rj.tasks.ImageClasses(images, np.arange(5) * 12, np.full(5, 12))
+    names = tuple("abcde")
+    splits = rj.datasets.ImageSplits(classes, classes, names, names)
+    for training, evaluation in itertools.product((False, True), repeat=2):
+        config = FewShotConfig(size=8, shots=5, balanced_batches=training, balanced_eval=evaluation)
+        assert balanced(few_shot.training_tasks(config, splits), 2) == training
+        assert balanced(few_shot.held_out_tasks(config, splits), 1) == evaluation
+
+
+def test_large_balanced_mini_batches_make_no_longer_steps_than_training():
+    config = FewShotConfig(size=8, inner_batch=10)
+    learned = few_shot.learned_by(config)
+    params = learned.first_state().params
+    for size, balanced, share in [(5, False, 0.5), (5, True, 0.5), (30, False, 3), (30, True, 1)]:
+        images = jax.random.uniform(jax.random.key(0), (size, 8, 8, 1))
+        batch = rj.Batch(images, jnp.arange(size) % 5)
+        loss = few_shot.adaptation_loss(config, learned.model, size, balanced=balanced)
+        mean = rj.nn.cross_entropy(learned.model.apply)(params, batch)
+        np.testing.assert_allclose(loss(params, batch), share * mean, rtol=1e-5)

@@ -1,0 +1,78 @@
+"""What is wrong with a configuration is said by the library itself, in the field's own name."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reptile_jax.app.config import FewShotConfig, SinusoidConfig
+from tests.nonsense import NONSENSE, answered, fuzz
+
+
+@settings(fuzz, max_examples=150)
+@given(
+    st.sampled_from([SinusoidConfig, FewShotConfig]),
+    st.dictionaries(
+        st.sampled_from([field.name for field in dataclasses.fields(FewShotConfig)]),
+        NONSENSE,
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_a_configuration_of_anything(kind, values):
+    names = {field.name for field in dataclasses.fields(kind)}
+    config = kind(**{name: value for name, value in values.items() if name in names})
+    with answered():
+        config.check()
+        for field in dataclasses.fields(kind):
+            if field.type in (int, float):
+                assert 0 <= getattr(config, field.name) < 2**31
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"meta_steps": 0}, "meta_steps is at least 1, got 0"),
+        ({"meta_steps": 2**31}, r"meta_steps is below 2\*\*31, got 2147483648"),
+        ({"meta_steps": 2.0}, "meta_steps is an integer, got 2.0"),
+        ({"meta_steps": True}, "meta_steps is an integer, got True"),
+        ({"eval_ways": 0}, "eval_ways is at least 1, got 0"),
+        ({"eval_ways": "2"}, "eval_ways is an integer, got '2'"),
+        ({"eval_tasks": 1}, "eval_tasks is at least 2, got 1"),
+        ({"seed": -1}, "seed is at least 0, got -1"),
+        ({"inner_rate": float("inf")}, "inner_rate is a finite number, got inf"),
+        ({"inner_rate": None}, "inner_rate is a finite number, got None"),
+        ({"meta_rate": 2e9}, r"meta_rate is between 0 and 1e\+09, got 2000000000.0"),
+        ({"meta_momentum": -0.1}, "meta_momentum is between 0 and 1, got -0.1"),
+        ({"inner_opt_state": "averaged"}, "one of 'reset', 'average', 'carry', got 'averaged'"),
+        ({"transductive": 1}, "transductive is one of False, True, got 1"),
+        ({"color": "rgb"}, "the images of omniglot are grey, not rgb"),
+        ({"dataset": "mini-imagenet"}, "the images of mini-imagenet are rgb, not grey"),
+        ({"split_seed": 1}, "split_seed is for images alone: leave split_seed=1 out for omniglot"),
+        ({"eval_ways": 2}, "classifier is meta-learned with the rest, for 5 ways"),
+        (
+            {"balanced_eval": True, "eval_ways": 3, "classifier": "zero"},
+            "show each of 3 classes as often: eval_batch is a multiple of the ways, got 5",
+        ),
+    ],
+)
+def test_what_cannot_be_is_named_with_its_value(values, message):
+    with pytest.raises(ValueError, match=message):
+        FewShotConfig(**values).check()
+
+
+def test_what_can_be_is_taken():
+    FewShotConfig(meta_steps=np.int64(3), inner_rate=np.float32(0.5), meta_rate=1).check()
+    FewShotConfig(inner_rate=0.0, seed=0, meta_momentum=1.0).check()
+    FewShotConfig(eval_ways=5).check()  # those that it is trained for
+    FewShotConfig(eval_ways=3, classifier="zero").check()
+    FewShotConfig(dataset="images", color="rgb", test_fraction=0.5, split_seed=3).check()
+
+
+def test_a_configuration_says_which_experiment_it_is_of_and_whether_devices_help():
+    assert (SinusoidConfig().experiment, SinusoidConfig().shares_devices) == ("sinusoid", False)
+    carried = FewShotConfig(dataset="images", inner_opt_state="carry")
+    assert (carried.experiment, carried.shares_devices) == ("images", False)
+    assert FewShotConfig().shares_devices

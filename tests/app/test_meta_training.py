@@ -1,0 +1,151 @@
+"""Trainings that are stopped, that fail and that go on: what they leave, and what they say."""
+
+import dataclasses
+import signal
+import threading
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from reptile_jax.app import run_folder, signals
+from tests.app import tiny_run
+from tests.app.tiny_run import assert_same, at, crash, handlers, steps_of
+from tests.test_checkpoint import files_of_at_most
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_stops_after_the_dispatch_and_the_run_goes_on(whole, folder, number, capsys):
+    before = handlers()
+    stop = at(14, lambda: signal.raise_signal(number))
+    with pytest.raises(signals.Interrupted) as info, run_folder.resumable(folder):
+        tiny_run.train(folder, on_metrics=stop)
+    assert info.value.signum == number
+    go_on = f"stopped at meta step 14; go on with: reptile-jax train --resume {folder}"
+    assert str(info.value) == go_on
+    assert handlers() == before
+    assert "once more leaves at once" in capsys.readouterr().out
+    assert int(tiny_run.restored(folder).step) == 14
+    assert steps_of(folder / "times.jsonl", "to")[-1] == 14
+    tiny_run.train(folder)
+    assert_same(whole, folder)
+    assert handlers() == before
+
+
+def test_a_signal_at_the_last_step_is_not_lost(folder):
+    with pytest.raises(signals.Interrupted, match="stopped at meta step 24"):
+        tiny_run.train(folder, on_metrics=at(24, lambda: signal.raise_signal(signal.SIGTERM)))
+    assert int(tiny_run.restored(folder).step) == 24
+
+
+def test_outside_the_main_thread_no_handlers_are_set(whole, folder):
+    before, inside = handlers(), []
+    note = at(2, lambda: inside.append(handlers()))
+    thread = threading.Thread(target=tiny_run.train, args=(folder, tiny_run.CONFIG, note))
+    thread.start()
+    thread.join()
+    assert inside == [before]
+    assert_same(whole, folder)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 9, 60])
+def test_after_a_crash_the_run_is_the_uninterrupted_one(whole, folder, cut):
+    with pytest.raises(RuntimeError):
+        tiny_run.train(folder, on_metrics=at(14, crash))
+    assert int(tiny_run.restored(folder).step) == 12
+    metrics = folder / "metrics.jsonl"
+    assert steps_of(metrics)[-1] == 14
+    metrics.write_bytes(metrics.read_bytes()[: -cut or None])
+    with (folder / "times.jsonl").open("a") as times:
+        times.write('{"from": 0, "to": 16, "sec')
+    tiny_run.train(folder)
+    assert_same(whole, folder)
+    assert steps_of(folder / "times.jsonl", "to") == [4, 8, 12, 16, 20, 24]
+
+
+def test_a_run_that_is_trained_trains_no_more(whole):
+    files = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    state = tiny_run.train(whole, on_metrics=lambda *_: crash())
+    assert int(state.step) == 24
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == files
+
+
+def test_a_damaged_newest_checkpoint_is_made_again(whole, folder, capsys):
+    with pytest.raises(RuntimeError):
+        tiny_run.train(folder, on_metrics=at(14, crash))
+    damaged = folder / "checkpoints" / "12"
+    (damaged / "default" / "_METADATA").unlink()
+    tiny_run.train(folder, dataclasses.replace(tiny_run.CONFIG, meta_steps=12))
+    assert f"{damaged} is damaged (default/_METADATA is missing)" in capsys.readouterr().err
+    assert (folder / "checkpoints" / "damaged-12").is_dir()
+    tiny_run.train(folder)
+    assert_same(whole, folder)
+
+
+def overflow(*ranges):
+    """A change of the learner: in these meta steps, counted from 0, all losses overflow."""
+
+    def change(learner):
+        for steps in ranges:
+            learner = tiny_run.overflowing(learner, steps)
+        return learner
+
+    return change
+
+
+def test_training_gives_up_when_nothing_is_finite_and_leaves_a_good_checkpoint(whole, folder):
+    with pytest.raises(FloatingPointError, match="in 7 meta steps in a row, before meta step 16"):
+        tiny_run.train(folder, change=overflow(range(9, 16)))
+    left = tiny_run.restored(folder)
+    assert int(left.step) == 16
+    assert steps_of(folder / "metrics.jsonl")[-1] == 16
+    assert steps_of(folder / "metrics.jsonl", "first_loss")[-3:] == [None] * 3
+    good = tiny_run.new_run(folder.parent / "good")
+    before = tiny_run.train(good, dataclasses.replace(tiny_run.CONFIG, meta_steps=9))
+    chex.assert_trees_all_equal(left._replace(step=before.step), before)
+
+
+@pytest.mark.parametrize("bad", [[range(9, 15)], [range(1, 7), range(8, 14), range(18, 24)]])
+def test_fewer_failures_in_a_row_are_borne(folder, bad):
+    state = tiny_run.train(folder, change=overflow(*bad))
+    assert int(state.step) == 24
+    left_out = sum(steps_of(folder / "metrics.jsonl", "tasks_left_out"))
+    assert left_out == 2 * sum(map(len, bad))
+
+
+def test_a_run_that_goes_on_gives_up_where_it_would_have(folder):
+    """Steps 8 to 14 fail, seven in a row; it is stopped after four of them."""
+    change = overflow(range(8, 24))
+    stop = at(12, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(signals.Interrupted, match="stopped at meta step 12"):
+        tiny_run.train(folder, on_metrics=stop, change=change)
+    assert steps_of(folder / "metrics.jsonl", "failed_in_a_row") == [0, 0, 0, 0, 2, 4]
+    with pytest.raises(FloatingPointError, match="in 7 meta steps in a row, before meta step 16"):
+        tiny_run.train(folder, change=change)
+
+
+def test_parameters_that_are_not_finite_are_not_saved(folder):
+    def change(learner):
+        def step(state, draws):
+            state, info = learner.step(state, draws)
+            scale = jnp.where(state.step == 10, jnp.inf, 1.0)
+            return state._replace(params=jax.tree.map(lambda w: w * scale, state.params)), info
+
+        return learner._replace(step=step)
+
+    with pytest.raises(FloatingPointError, match="parameters are not finite at meta step 12"):
+        tiny_run.train(folder, change=change)
+    assert int(tiny_run.restored(folder).step) == 8
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on_later(whole, folder):
+    with pytest.raises(RuntimeError):
+        tiny_run.train(folder, on_metrics=at(14, crash))
+    size = (folder / "metrics.jsonl").stat().st_size - 20
+    with files_of_at_most(size), pytest.raises(OSError, match="File too large") as info:
+        tiny_run.train(folder)
+    assert info.value.filename.startswith(str(folder / "metrics.jsonl"))
+    assert int(tiny_run.restored(folder).step) == 12
+    tiny_run.train(folder)
+    assert_same(whole, folder)

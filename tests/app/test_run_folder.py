@@ -1,0 +1,125 @@
+"""A run's folder: never overwritten, found damaged, locked, and gone on from or not."""
+
+import json
+import shutil
+
+import pytest
+
+from reptile_jax.app import cli, run_folder
+from reptile_jax.app.config import SinusoidConfig
+from tests.app import small_images, tiny_run
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path):
+    config = SinusoidConfig(meta_steps=7, meta_rate=0.5)
+    folder = run_folder.create(tmp_path / "a" / "run", "x", config, {"facts": {"classes": ["é"]}})
+    assert run_folder.load_config(folder) == config
+    fields = json.loads((folder / "config.json").read_text())
+    assert fields["experiment"] == "sinusoid"
+    assert fields["meta_steps"] == 7
+    run_folder.check_data(folder, {"facts": {"classes": ["é"]}})
+    with pytest.raises(
+        ValueError, match=r"not the one that .*run was made with \(its facts.json\)"
+    ):
+        run_folder.check_data(folder, {"facts": {"classes": ["e"]}})
+
+
+def test_runs_without_a_place_get_the_next_free_one():
+    made = [run_folder.create(None, "x", SinusoidConfig(), {}) for _ in range(3)]
+    assert list(map(str, made)) == ["runs/x", "runs/x-2", "runs/x-3"]
+
+
+def test_results_are_never_overwritten(tmp_path):
+    stored = [run_folder.store(tmp_path, "evaluation", 1.23, {"tasks": n}) for n in range(3)]
+    names = ["evaluation.json", "evaluation-2.json", "evaluation-3.json"]
+    assert [path.name for path in stored] == names
+    results = [json.loads(path.read_text()) for path in stored]
+    assert [result["tasks"] for result in results] == [0, 1, 2]
+    assert results[0]["seconds"] == 1.2
+    assert set(results[0]["environment"]) == {"python", "versions", "device", "machine"}
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a**b"])
+def test_a_place_where_no_checkpoint_can_be_is_named_before_anything_is_written(name, tmp_path):
+    with pytest.raises(ValueError, match=r"no checkpoint can be kept under .*Give another folder"):
+        tiny_run.new_run(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", ["file/run", "/proc/run"])
+def test_a_place_where_nothing_can_be_written_is_named(out, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert cli.main(["train", "sinusoid", "--out", out]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"reptile-jax: {out}: ")
+    assert error.count("\n") == 1
+
+
+def test_a_run_is_never_overwritten(trained, pictures, capsys):
+    config = (trained / "config.json").read_bytes()
+    argv = small_images.train_command(pictures, "--out", str(trained))
+    assert cli.main(argv) == 1
+    assert "a run is never overwritten" in capsys.readouterr().err
+    assert (trained / "config.json").read_bytes() == config
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "3", "{", "[" * 9999, '{"experiment": []}', '{"experiment": "fly"}'),
+        '{"experiment": "sinusoid", "inner_rate": "x"}',
+        '{"experiment": "sinusoid", "shots": 1}',
+    ],
+)
+def test_a_damaged_configuration_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        run_folder.load_config(tmp_path)
+
+
+def test_a_run_has_one_process_at_a_time(whole, folder):
+    with run_folder.resumable(folder):
+        with pytest.raises(ValueError, match=f"another process is at work on {folder}"):
+            with run_folder.resumable(folder):
+                pass
+        with run_folder.resumable(whole):  # another run is free
+            pass
+    with run_folder.resumable(folder):
+        pass
+
+
+def test_a_run_without_a_checkpoint_starts_over(trained, pictures, tmp_path):
+    never_saved = shutil.ignore_patterns("checkpoints", "times.jsonl", "results.json")
+    shutil.copytree(trained, tmp_path / "run", ignore=never_saved)
+    assert cli.main(["train", "--resume", "run", "--data", str(pictures)]) == 0
+    one, other = ((run / "metrics.jsonl").read_text() for run in (trained, tmp_path / "run"))
+    assert one == other
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(trained, pictures, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    assert cli.main(["train", "--resume", "run", "--data", str(pictures)]) == 1
+    assert "had checkpoints: put them back, or start a new run" in capsys.readouterr().err
+    one, other = ((run / "metrics.jsonl").read_text() for run in (trained, tmp_path / "run"))
+    assert one == other
+
+
+def test_a_run_is_not_scored_on_the_classes_it_was_trained_on(trained, pictures, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(pictures, other)
+    shutil.copytree(other / "class0", other / "class8")
+    for command in (["evaluate", str(trained)], ["train", "--resume", str(trained)]):
+        assert cli.main([*command, "--data", str(other)]) == 1
+        assert "the data set is not the one that" in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_kept_are_shown(trained, pictures, monkeypatch, capsys):
+    def full(path, value):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(run_folder, "write_json", full)
+    assert cli.main(["evaluate", str(trained), "--data", str(pictures)]) == 1
+    shown, error = capsys.readouterr()
+    assert "the score: " in shown
+    assert "evaluation" in error
+    assert "No space left on device" in error

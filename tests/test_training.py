@@ -1,0 +1,205 @@
+"""Runs of many meta steps are the same however they are cut, compile once, and compile well."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import reptile_jax as rj
+from reptile_jax import checkpoint
+from reptile_jax.nn import MLP, cross_entropy, mini_imagenet_net, omniglot_net, squared_error
+from reptile_jax.tasks import sinusoids
+
+KEY = jax.random.key(5)
+
+
+@pytest.fixture(scope="module")
+def learner():
+    schedule = optax.linear_schedule(1.0, 0.0, 12)
+    meta_gradient = rj.reptile(squared_error(MLP((8, 1)).apply), optax.sgd(0.02, momentum=0.5))
+    return rj.meta_learner(meta_gradient, optax.sgd(schedule), inner_opt_state="average")
+
+
+def start(learner):
+    return learner.init(MLP((8, 1)).init(jax.random.key(0), jnp.zeros((1, 1))))
+
+
+def run(learner, state, until, steps_per_dispatch, meta_batch=3):
+    loop = rj.train(
+        learner,
+        state,
+        sinusoids(),
+        KEY,
+        until=until,
+        meta_batch=meta_batch,
+        steps_per_dispatch=steps_per_dispatch,
+    )
+    reports = []
+    for after, infos in loop:
+        reports.append(jax.device_get(infos))
+        state = after
+    return state, jax.tree.map(lambda *leaves: np.concatenate(leaves), *reports)
+
+
+def test_a_run_is_the_same_bit_for_bit_however_it_is_cut(learner):
+    state, infos = run(learner, start(learner), 12, 12)
+    assert infos.losses.shape == (12, 3, 5)
+    assert int(state.step) == 12
+    pieces, same_infos = run(learner, start(learner), 12, 5)
+    chex.assert_trees_all_equal((state, infos), (pieces, same_infos))
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(learner, tmp_path):
+    state, _ = run(learner, start(learner), 12, 4)
+    half, _ = run(learner, start(learner), 6, 4)
+    checkpoint.save(tmp_path / "checkpoints", half)
+    like = jax.eval_shape(lambda: start(learner))
+    restored = checkpoint.restore(tmp_path / "checkpoints", like)
+    chex.assert_trees_all_equal(restored, half)
+    chex.assert_trees_all_equal(run(learner, restored, 12, 4)[0], state)
+
+
+def test_a_checkpoint_that_is_not_there_is_named(learner, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint folder"):
+        checkpoint.restore(tmp_path / "nothing", start(learner))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint in"):
+        checkpoint.restore(tmp_path / "empty", start(learner))
+
+
+def test_a_dispatch_is_its_meta_steps_one_by_one(learner):
+    distribution = sinusoids()
+    state = start(learner)
+    for step in range(3):
+        keys = [jax.random.fold_in(jax.random.fold_in(KEY, step), task) for task in range(4)]
+        tasks = [distribution.sample(key) for key in keys]
+        state, _ = learner.step(state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks))
+    dispatched, _ = rj.meta_steps(
+        learner, start(learner), distribution, KEY, num_steps=3, meta_batch=4
+    )
+    chex.assert_trees_all_close(dispatched, state, rtol=1e-4, atol=1e-6)
+
+
+def test_a_second_dispatch_compiles_nothing(learner):
+    state, _ = run(learner, start(learner), 4, 2, meta_batch=2)
+    compiled = rj.meta_steps._cache_size()
+    run(learner, state, 8, 2, meta_batch=2)
+    assert rj.meta_steps._cache_size() == compiled
+
+
+def test_nothing_is_left_to_do_at_the_end(learner):
+    state, _ = run(learner, start(learner), 2, 2)
+    assert list(rj.train(learner, state, sinusoids(), KEY, until=2, meta_batch=1)) == []
+
+
+@pytest.mark.parametrize("sizes", [{"meta_batch": 0}, {"meta_batch": 1, "steps_per_dispatch": 0}])
+def test_sizes_below_one_are_refused(learner, sizes):
+    with pytest.raises(ValueError, match=r"(meta_batch|steps_per_dispatch) is at least 1"):
+        next(rj.train(learner, start(learner), sinusoids(), KEY, until=2, **sizes))
+
+
+def test_a_learner_that_does_not_donate_can_train_with_an_optimizer_that_keeps_the_parameters():
+    keeps = optax.GradientTransformation(
+        lambda params: params, lambda grads, state, params=None: (grads, state)
+    )
+    meta_gradient = rj.reptile(squared_error(MLP((8, 1)).apply), optax.sgd(0.02))
+    learner = rj.meta_learner(meta_gradient, keeps, donate=False)
+    state, _ = run(learner, start(learner), 2, 2)
+    assert int(state.step) == 2
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_distribution_that_is_no_pytree_of_arrays_is_told_how_to_be_one(learner, leaves):
+    class Waves:
+        def sample(self, key):
+            return sinusoids().sample(key)
+
+    waves = Waves()
+    if leaves:
+        flat = lambda waves: (("high",), None)
+        jax.tree_util.register_pytree_node(Waves, flat, lambda _, leaves: Waves())
+    message = "register Waves, with jax.tree_util.register_dataclass"
+    with pytest.raises(TypeError, match=message):
+        rj.train(learner, start(learner), waves, KEY, until=1, meta_batch=1)
+    loss_fn, params = squared_error(MLP((8, 1)).apply), start(learner).params
+    with pytest.raises(TypeError, match=message):
+        rj.evaluate(loss_fn, lambda *_: 0.0, optax.sgd(0.1), params, waves, KEY, num_tasks=2)
+
+
+def test_an_evaluation_names_what_is_no_task():
+    @jax.tree_util.register_pytree_node_class
+    class Pairs:
+        sample = staticmethod(lambda key: (key, key))
+        tree_flatten = lambda self: ((), None)
+        tree_unflatten = classmethod(lambda cls, _, leaves: cls())
+
+    params, score = {"w": jnp.zeros(1)}, lambda *_: 0.0
+    with pytest.raises(TypeError, match="returns a Task, got tuple"):
+        rj.evaluate(score, score, optax.sgd(0.1), params, Pairs(), KEY, num_tasks=2)
+
+
+# What the compiler makes of the paper's networks: what speed rests on, without timing.
+
+ROWS = {  # network, images [size, size, channels], shots and inner steps of training
+    "o15": (omniglot_net, (28, 28, 1), 10, 5),
+    "m15": (mini_imagenet_net, (84, 84, 3), 15, 8),
+}
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def compiled(request):
+    """Two meta steps of a row of the paper, with Adam's averaged second moment."""
+    network, image, shots, steps = ROWS[request.param]
+    classes = rj.tasks.ImageClasses(
+        np.zeros((10 * shots, *image), np.uint8),
+        np.arange(10, dtype=np.int32) * shots,
+        np.full(10, shots, np.int32),
+    )
+    distribution = rj.tasks.few_shot(classes, ways=5, shots=shots, steps=steps, batch_size=10)
+    model = network(5)
+    inner = optax.chain(
+        optax.scale_by_rms(decay=0.999, eps=1e-8, eps_in_sqrt=False, bias_correction=True),
+        optax.scale(-1e-3),
+    )
+    learner = rj.meta_learner(
+        rj.reptile(cross_entropy(model.apply, 10), inner),
+        optax.sgd(optax.linear_schedule(1.0, 0.0, 100_000)),
+        inner_opt_state="average",
+    )
+    first = lambda: learner.init(model.init(jax.random.key(0), jnp.zeros((1, *image))))
+    with jax.numpy_dtype_promotion("standard"):
+        state = jax.eval_shape(first)
+        lowered = rj.meta_steps.lower(
+            learner, state, distribution, jax.random.key(0), num_steps=2, meta_batch=5
+        )
+        return state, lowered.compile()
+
+
+@pytest.mark.slow
+def test_no_convolution_is_left_in_the_loops(compiled):
+    """In a loop on a CPU its gradients would miss the fast path: the step would be 10x slower."""
+    _, program = compiled
+    text = program.as_text()
+    assert " dot(" in text or "__ynn" in text
+    assert not re.search(r"\bconvolution\(", text)
+
+
+@pytest.mark.slow
+def test_the_loops_are_those_of_the_algorithm(compiled):
+    """Meta steps, tasks, inner steps and the draw of classes; the others are random numbers."""
+    _, program = compiled
+    loops = re.findall(r" while\(.*?op_name=\"([^\"]*)\"", program.as_text())
+    calls = {"closed_call", "eval_jaxpr"}  # what a loop's body is called, by the version of jax
+    own = {"jit(meta_steps)", "jit(meta_step)", "while", "body"} | calls
+    assert len([loop for loop in loops if set(loop.split("/")) <= own]) == 4
+
+
+@pytest.mark.slow
+def test_the_state_is_donated(compiled):
+    state, program = compiled
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert program.memory_analysis().alias_size_in_bytes >= size
