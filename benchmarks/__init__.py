@@ -1,1 +1,1 @@
-"""The benchmark suite: one script per question, run as `python -m benchmarks`."""
+"""Measurements, by question: speed, the paper's results, and Reptile beside MAML."""

@@ -1,71 +1,51 @@
-"""`python -m benchmarks NAME [--quick]`: one question, one table, one JSON file.
+"""`python -m benchmarks NAME`: one question, one record, one table or figure."""
 
-And the experiments, of many arms each: `python -m benchmarks EXPERIMENT --data DIR --size SIZE`.
-"""
-
+import argparse
+import importlib
 import sys
+from collections.abc import Callable
+from typing import Any
 
-from benchmarks import (
-    convolutions,
-    devices,
-    evaluation,
-    experiments,
-    family,
-    gpu,
-    measure,
-    recipes,
-    report,
-    start_up,
-    task_axis,
-    throughput,
-    time_to_accuracy,
-)
-
-SCRIPTS = {
-    "peers": throughput.peers,
-    "meta_batches": throughput.meta_batches,
-    "inner_step": throughput.inner_step,
-    "convolutions": convolutions.formulations,
-    "pooling": convolutions.pooling,
-    "task_axis": task_axis.choices,
-    "sampling": task_axis.sampling,
-    "dispatch": task_axis.dispatch,
-    "evaluation": evaluation.throughput,
-    "memory": family.memory,
-    "large_model": family.large_model,
-    "start_up": start_up.first_step,
-    "devices": devices.sharing,
-}
-
-
-# What takes arguments of its own.
-COMMANDS = {
-    "gpu": gpu.main,
-    "time_to_accuracy": time_to_accuracy.main,
-    "recipes": recipes.main,
-    "report": lambda argv: report.write(SCRIPTS),
-}
+from benchmarks import commands
 
 
 def main(argv: list[str]) -> int:
-    """Runs the scripts named, all of them by default, or one command with its arguments.
-
-    With `--quick` everything is small, to see that it runs, and what it writes is kept apart.
-    """
-    if "--quick" in argv:
-        measure.RESULTS = measure.RESULTS / measure.QUICK
-    if argv and argv[0] in COMMANDS:
-        return COMMANDS[argv[0]](argv[1:]) or 0
-    if argv and argv[0] in (*experiments.EXPERIMENTS, experiments.PAGE):
-        return experiments.main(argv)
-    names = [word for word in argv if word != "--quick"] or list(SCRIPTS)
-    unknown = [name for name in names if name not in SCRIPTS]
-    if unknown:
-        known = ", ".join([*SCRIPTS, *COMMANDS])
-        print(f"no benchmark {', '.join(unknown)}; there are {known}", file=sys.stderr)
+    """Runs one command; without a name, lists them all."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(commands.listing())
+        return 0
+    name = commands.find(argv)
+    if name is None:
+        there = [known for known in commands.COMMANDS if known.startswith(f"{argv[0]} ")]
+        known = f"there are {', '.join(there)}" if there else "`python -m benchmarks` lists them"
+        print(f"there is no command {' '.join(argv[:2])!r}: {known}.", file=sys.stderr)
         return 2
-    for name in names:
-        SCRIPTS[name]("--quick" in argv)
+    command = commands.COMMANDS[name]
+    function = load(command.function)
+    if command.table:
+        return measure(name, function, argv[1:])
+    return function(argv[1:]) or 0
+
+
+def load(function: str) -> Callable[..., Any]:
+    """The function that a command names."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def measure(name: str, script: Callable[[bool], Any], argv: list[str]) -> int:
+    """Runs a script that returns a table, prints the table and writes its record."""
+    from benchmarks import records, speed, tables
+
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}")
+    parser.description = script.__doc__
+    speed.add_options(parser)
+    args = parser.parse_args(argv)
+    path = speed.record(name, args)
+    records.check_free(path, args.fresh or args.quick)
+    table = script(args.quick)
+    tables.show(table)
+    records.save(path, table, records.command_of([name]))
     return 0
 
 

@@ -1,63 +1,52 @@
-"""Turns the JSON under `results/` into the tables and figures of `README.md`; none is by hand."""
+"""Writes the tables and pictures of docs/results from the records alone."""
 
-import inspect
-import json
-from collections.abc import Callable, Mapping
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks import gpu_questions, measure, plots, recipes, time_to_accuracy
+from benchmarks import records, tables
+from benchmarks.comparison import page as comparison_page
+from benchmarks.comparison.contest import SIZES
+from benchmarks.paper import page as paper_page
+from benchmarks.speed import page as speed_page
 
-README = Path(__file__).parent / "README.md"
-_START, _END = "<!-- tables -->", "<!-- end of tables -->"
+PAGES = Path(__file__).parent.parent / "docs" / "results"
 
 
-def write(scripts: Mapping[str, Callable]) -> None:
-    """Rewrites the part of the README between its two markers, and the figures.
+def pages(results: Path, folder: Path, size: str) -> dict[Path, str]:
+    """The text of every page, its marked parts filled from the records.
 
-    Above each table stands what its script's docstring says of it.
+    Args:
+      results: the folder of the records.
+      folder: of the pages.
+      size: of the experiments in the comparison.
     """
-    parts = []
-    for path in sorted(measure.RESULTS.glob("*.json")):
-        content = json.loads(path.read_text())
-        if "columns" not in content:
-            continue
-        parts += [f"### {content['title']}", "", reading(path.stem, scripts), ""]
-        if path.stem in plots.FIGURES:
-            plots.FIGURES[path.stem](content, path.with_suffix(".png"))
-            parts += [f"![{content['title']}](results/{path.stem}.png)", ""]
-        parts += [*_table(content), "", f"{_source(path, content)}", ""]
-    before, _, rest = README.read_text().partition(_START)
-    _, _, after = rest.partition(_END)
-    README.write_text(f"{before}{_START}\n\n" + "\n".join(parts) + f"{_END}{after}")
+    paths = {name: folder / f"{name}.md" for name in ("speed", "paper", "reptile_and_maml")}
+    found = {
+        paths["speed"]: speed_page.parts(results, paths["speed"]),
+        paths["paper"]: paper_page.parts(results, paths["paper"]),
+        paths["reptile_and_maml"]: comparison_page.parts(results, paths["reptile_and_maml"], size),
+    }
+    filled = {}
+    for path, parts in found.items():
+        try:
+            filled[path] = tables.filled(path.read_text(), parts)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return filled
 
 
-def reading(name: str, scripts: Mapping[str, Callable]) -> str:
-    """What the table of that name says, in the words of the script that measures it."""
-    question = gpu_questions.QUESTIONS.get(name.removeprefix("gpu_"))
-    if name in scripts:
-        script = scripts[name]
-    elif name.startswith("gpu_") and question:
-        script = question.cells
-    else:
-        families = {"time_to_accuracy": time_to_accuracy.measured, "recipes": recipes.tried}
-        script = next((s for start, s in families.items() if name.startswith(start)), None)
-    return " ".join((inspect.getdoc(script) or "").split()) if script else ""
-
-
-def _table(content: dict[str, Any]) -> list[str]:
-    columns = content["columns"]
-    return [
-        "| " + " | ".join(columns) + " |",
-        "|---" + "|---:" * (len(columns) - 1) + "|",
-        *("| " + " | ".join(row) + " |" for row in content["rows"]),
-    ]
-
-
-def _source(path: Path, content: dict[str, Any]) -> str:
-    machine = content["machine"]
-    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if k != "numpy")
-    return (
-        f"`{content['command']}`, [{path.name}](results/{path.name}); {machine['cpu']}, "
-        f"{machine['cores']} cores, {machine['device']}; {versions}; {machine['date']}."
-    )
+def main(argv: Sequence[str]) -> int:
+    """Draws the pictures, and rewrites the marked parts of the pages."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__)
+    parser.add_argument("--size", choices=tuple(SIZES), default="small", help="of the comparison")
+    parser.add_argument("--out", type=Path, default=records.RESULTS, help="where results are")
+    parser.add_argument("--pages", type=Path, default=PAGES, help="the folder of the pages")
+    args = parser.parse_args(argv)
+    speed_page.draw(args.out)
+    paper_page.draw(args.out)
+    comparison_page.draw(args.out, args.size)
+    for path, text in pages(args.out, args.pages, args.size).items():
+        path.write_text(text)
+        print(path, flush=True)
+    return 0

@@ -1,23 +1,17 @@
-"""Interleaved timing, and the JSON that every figure comes from."""
+"""Timing: arms that take turns, and work in fresh processes."""
 
-import datetime
-import json
 import os
-import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
-from rich.table import Table
 
-from reptile_jax.runs import environment
-
-RESULTS = Path(__file__).parent / "results"
-QUICK = "quick"  # the folder inside it for what `--quick` measures, which is no result
+ROOT = Path(__file__).parent.parent
 
 
 def interleaved(
@@ -25,8 +19,8 @@ def interleaved(
 ) -> dict[str, dict[str, Any]]:
     """Times each arm `repeats` times, turn by turn, so that a drifting machine drifts for all.
 
-    An arm is called until `seconds` have passed, after one call that compiles and one that warms
-    up, and waits for what it returns.
+    The first call of an arm compiles and the second warms up. After that a round calls the arm
+    until `seconds` have passed and waits for what it returns.
 
     Returns:
       By arm: `ms` per call in each round, their `median` and quartiles, and `first_s`, the seconds
@@ -62,81 +56,26 @@ def paired_ratio(times: Mapping[str, Any], base: Mapping[str, Any]) -> float:
     return statistics.median(a / b for a, b in zip(times["ms"], base["ms"], strict=True))
 
 
-def machine() -> dict[str, Any]:
-    """What a figure depends on: versions, device, flags, cores and their load."""
-    cpu = next(
-        (
-            line.partition(":")[2].strip()
-            for line in _read("/proc/cpuinfo").splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
+def printed_by(code: str, *argv: str) -> str:
+    """The last line that a fresh process prints when it runs `code`."""
+    out = subprocess.run(
+        [sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    return {
-        **environment(),
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "load": os.getloadavg(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "date": datetime.date.today().isoformat(),
+    return out.stdout.splitlines()[-1]
+
+
+def process(*argv: str, flags: str = "", **more: Any) -> subprocess.Popen:
+    """A fresh Python process, whose output is read here, with more of XLA's flags."""
+    more["env"] = {
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
+        **more.get("env", {}),
     }
-
-
-def save(name: str, title: str, columns: list[str], rows: list[list[str]], data: Any) -> None:
-    """Prints a table, and writes it with all that was measured to `results/<name>.json`."""
-    show(title, columns, rows)
-    store(name, title, columns, rows, data, command=name, on=machine())
-
-
-def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Prints a table; its first column is words, the others figures."""
-    drawn = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if index else "left")
-    for row in rows:
-        drawn.add_row(*row)
-    Console(width=140).print(drawn)
-
-
-def store(
-    name: str,
-    title: str,
-    columns: list[str],
-    rows: list[list[str]],
-    data: Any,
-    *,
-    command: str,
-    on: Mapping[str, Any],
-) -> None:
-    """Writes a table and its data, whole or not at all, so that a run stopped damages none.
-
-    Args:
-      name: of the file, `<name>.json`.
-      command: what to type after `python -m benchmarks` to measure it again.
-      on: the `machine()` it was measured on.
-    """
-    content = {
-        "title": title,
-        "command": f"python -m benchmarks {command}",
-        "machine": on,
-        "columns": columns,
-        "rows": rows,
-        "data": data,
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n")
-    unfinished.replace(path)
+    return subprocess.Popen(
+        [sys.executable, *argv], cwd=ROOT, stdout=subprocess.PIPE, text=True, **more
+    )
 
 
 def _wait(result: Any) -> None:
-    """Waits for jax's arrays; what PyTorch returns on a CPU is there already."""
+    """Waits for JAX's arrays; PyTorch's are there on return on a CPU."""
     jax.block_until_ready([leaf for leaf in jax.tree.leaves(result) if isinstance(leaf, jax.Array)])
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""

@@ -1,7 +1,6 @@
-"""Statements about Reptile and MAML, each judged from what was measured by a criterion stated."""
+"""Statements about Reptile and MAML, each judged by a stated criterion from what was measured."""
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
-from benchmarks import measure, outcomes, stability
-from benchmarks.contest import Size
+from benchmarks import records, timing
+from benchmarks.comparison import outcomes, stability
+from benchmarks.comparison.contest import Size
 
 YES, NO, OPEN = "yes", "no", "no difference seen"
 
 
 class Finding(NamedTuple):
-    """A claim in one place: on a problem, by a score, at a number of inner steps."""
+    """A claim on one problem, by one score, at one number of inner steps."""
 
     where: str
     figures: str
@@ -25,7 +25,7 @@ class Finding(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A statement and where it was looked into."""
+    """A statement, and its findings."""
 
     statement: str
     criterion: str
@@ -33,7 +33,7 @@ class Claim(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Where nothing has been measured there is none."""
+        """Without measurements there is none."""
         answers = [finding.answer for finding in self.findings]
         if not answers:
             return "not measured yet"
@@ -45,73 +45,73 @@ class Claim(NamedTuple):
 
 
 _INTERVAL = "the mean difference over seeds is above its 95% interval (Student's t)"
-_FEW = 5  # seeds with fewer than which spreads are not compared
+_FEW = 5  # with fewer seeds, spreads are not compared
 
 
-def all_claims(results: Path, folder: Path, size: Size) -> list[Claim]:
-    """Every claim, from the JSON files alone.
+def all_claims(memory: Path, path: Path, size: Size) -> list[Claim]:
+    """Every claim, from the records alone.
 
     Args:
-      results: the folder of `memory.json`.
-      folder: of `reptile_vs_maml` and its size.
+      memory: the record of the benchmark of that name.
+      path: the record of `reptile_vs_maml`.
     """
-    memory = _memory(results)
+    found = records.read(memory).get("data")
     return [
         Claim(
             "A meta step of MAML takes longer than one of Reptile",
             "the median time is more than 1.1 times Reptile's",
-            [*_time_by_steps(memory), *_time_in_contest(folder, size)],
+            [*_time_by_steps(found), *_time_in_contest(path, size)],
         ),
         Claim(
             "Reptile's and FOMAML's memory hardly grows with the number of inner steps",
             "temporary memory at the most inner steps is less than twice that at the fewest",
-            [_flat(memory, name) for name in ("Reptile", "FOMAML") if memory],
+            [_flat(found, name) for name in ("Reptile", "FOMAML") if found],
         ),
         Claim(
             "MAML's memory grows in proportion to the number of inner steps",
             "a straight line fits with R² above 0.99, and its end is over five times its start",
-            [_linear(memory)] if memory else [],
+            [_linear(found)] if found else [],
         ),
         *(
             Claim(
                 f"Reptile does better than MAML after equal {basis}",
                 _INTERVAL,
-                _better(folder, size, "Reptile", "MAML", basis),
+                _better(path, size, "Reptile", "MAML", basis),
             )
             for basis in outcomes.BASES
         ),
         Claim(
             "MAML does better than FOMAML after equal meta steps",
             _INTERVAL,
-            _better(folder, size, "MAML", "FOMAML", "meta steps"),
+            _better(path, size, "MAML", "FOMAML", "meta steps"),
         ),
         Claim(
             "MAML does better than FOMAML after equal time",
             _INTERVAL,
-            _better(folder, size, "MAML", "FOMAML", "time"),
+            _better(path, size, "MAML", "FOMAML", "time"),
         ),
         Claim(
             "Reptile loses less than MAML where batch norm does not see the other queries",
             f"after equal meta steps, {_INTERVAL}",
-            _transduction(folder, size),
+            _transduction(path, size),
         ),
         Claim(
             "Reptile diverges at fewer rates than MAML",
-            "on the grid, but for inner rates that no method stands, its share of runs that "
-            "diverged is at least 5 points lower",
-            _diverging(folder, size),
+            "on the grid, without the inner rates at which every method diverges, its share of "
+            "runs that diverged is at least 5 points lower",
+            _diverging(path, size),
         ),
         Claim(
             "Reptile does well at more rates than MAML",
             "on the same part of the grid, its share of cells with a median error within twice the "
             "best of all methods is at least 5 points higher",
-            _robust(folder, size),
+            _robust(path, size),
         ),
         Claim(
             "Reptile varies less from seed to seed than MAML",
             "after equal meta steps the ratio of variances is below 1 by a two-sided F test at 5%; "
             f"fewer seeds than {_FEW} cannot tell",
-            _spread(folder, size),
+            _spread(path, size),
         ),
     ]
 
@@ -132,11 +132,6 @@ def _judge(where: str, difference: np.ndarray, unit: str, digits: int) -> Findin
     return Finding(where, f"{mean:+.{digits}f} ± {half:.{digits}f}{unit}", answer)
 
 
-def _memory(results: Path) -> dict[str, Any] | None:
-    path = results / "memory.json"
-    return json.loads(path.read_text())["data"] if path.exists() else None
-
-
 def _longer(where: str, ratio: float) -> Finding:
     answer = YES if ratio > 1.1 else NO if ratio < 1 / 1.1 else OPEN
     return Finding(where, f"{ratio:.1f} times", answer)
@@ -146,18 +141,18 @@ def _time_by_steps(memory: dict[str, Any] | None) -> list[Finding]:
     return [
         _longer(
             f"one o15 task, {steps} inner step{'s' * (steps != '1')}",
-            measure.paired_ratio(found["MAML"], found["Reptile"]),
+            timing.paired_ratio(found["MAML"], found["Reptile"]),
         )
         for steps, found in (memory or {}).items()
     ]
 
 
-def _time_in_contest(folder: Path, size: Size) -> list[Finding]:
-    times = {kind: outcomes.times(folder, kind, size) for kind in outcomes.PROBLEMS}
+def _time_in_contest(path: Path, size: Size) -> list[Finding]:
+    times = {kind: outcomes.times(path, kind, size) for kind in outcomes.PROBLEMS}
     return [
         _longer(
             f"{outcomes.TITLES[kind]}, as trained here",
-            measure.paired_ratio(ms["MAML"], ms["Reptile"]),
+            timing.paired_ratio(ms["MAML"], ms["Reptile"]),
         )
         for kind, ms in times.items()
         if ms
@@ -182,11 +177,11 @@ def _linear(memory: dict[str, Any]) -> Finding:
     return Finding("MAML", figures, YES if fit > 0.99 and size[-1] > 5 * size[0] else NO)
 
 
-def _pairs(folder: Path, size: Size, one: str, other: str, basis: str):
+def _pairs(path: Path, size: Size, one: str, other: str, basis: str):
     """For each problem's budgets, and each score: the seeds' scores of both methods."""
     for kind in outcomes.PROBLEMS:
-        times = outcomes.milliseconds(folder, kind, size)
-        found = outcomes.results(folder, kind, size)
+        times = outcomes.milliseconds(path, kind, size)
+        found = outcomes.results(path, kind, size)
         cases = itertools.product(outcomes.SCORES[kind], outcomes.budgets(kind, size))
         for score, budget in cases if times else ():
             steps = [outcomes.equal_steps(times, name, basis, budget) for name in (one, other)]
@@ -198,9 +193,9 @@ def _pairs(folder: Path, size: Size, one: str, other: str, basis: str):
                 yield kind, where, steps, values
 
 
-def _better(folder: Path, size: Size, one: str, other: str, basis: str) -> list[Finding]:
+def _better(path: Path, size: Size, one: str, other: str, basis: str) -> list[Finding]:
     findings = []
-    for kind, where, steps, (a, b) in _pairs(folder, size, one, other, basis):
+    for kind, where, steps, (a, b) in _pairs(path, size, one, other, basis):
         gain = b - a if kind == "sine" else 100 * (a - b)
         unit, digits = (" in squared error", 4) if kind == "sine" else (" points", 1)
         at = f"{where} ({steps[0]:,} and {steps[1]:,} meta steps)"
@@ -208,11 +203,9 @@ def _better(folder: Path, size: Size, one: str, other: str, basis: str) -> list[
     return findings
 
 
-def _transduction(folder: Path, size: Size) -> list[Finding]:
+def _transduction(path: Path, size: Size) -> list[Finding]:
     lost: dict[int, np.ndarray] = {}  # by meta steps, what MAML loses beyond Reptile
-    for kind, _, (steps, _), (reptile, maml) in _pairs(
-        folder, size, "Reptile", "MAML", "meta steps"
-    ):
+    for kind, _, (steps, _), (reptile, maml) in _pairs(path, size, "Reptile", "MAML", "meta steps"):
         if kind == "omniglot":  # transductive comes first
             lost[steps] = lost[steps] - (maml - reptile) if steps in lost else maml - reptile
     return [
@@ -225,9 +218,9 @@ def _compared(where: str, figures: str, points: float) -> list[Finding]:
     return [Finding(where, figures, YES if points >= 5 else NO if points <= -5 else OPEN)]
 
 
-def _on_the_grid(folder: Path, size: Size, share) -> list[Finding]:
+def _on_the_grid(path: Path, size: Size, share) -> list[Finding]:
     """YES where `share(of a method)`, in per cent, is the higher for Reptile."""
-    found = stability.stored(folder, size)
+    found = stability.stored(path, size)
     if len(found) < len(stability.METHODS):
         return []
     stood = ~np.all([data["diverged"].all((0, 2)) for data in found.values()], axis=0)  # [inner]
@@ -249,23 +242,23 @@ def _on_the_grid(folder: Path, size: Size, share) -> list[Finding]:
     )
 
 
-def _diverging(folder: Path, size: Size) -> list[Finding]:
-    return _on_the_grid(folder, size, lambda data, found: -data["diverged"].mean())
+def _diverging(path: Path, size: Size) -> list[Finding]:
+    return _on_the_grid(path, size, lambda data, found: -data["diverged"].mean())
 
 
-def _robust(folder: Path, size: Size) -> list[Finding]:
+def _robust(path: Path, size: Size) -> list[Finding]:
     median = lambda data: np.median(np.nan_to_num(data["error"], nan=np.inf), axis=2)
 
     def share(data, found):
         best = min(median(other).min() for other in found.values())
         return (median(data) <= 2 * best).mean()
 
-    return _on_the_grid(folder, size, share)
+    return _on_the_grid(path, size, share)
 
 
-def _spread(folder: Path, size: Size) -> list[Finding]:
+def _spread(path: Path, size: Size) -> list[Finding]:
     findings = []
-    for kind, where, (steps, _), (a, b) in _pairs(folder, size, "Reptile", "MAML", "meta steps"):
+    for kind, where, (steps, _), (a, b) in _pairs(path, size, "Reptile", "MAML", "meta steps"):
         ratio = a.var(ddof=1) / b.var(ddof=1) if b.var() > 0 else math.nan
         high = scipy.stats.f.ppf(0.975, len(a) - 1, len(b) - 1)
         answer = YES if ratio < 1 / high else NO if ratio > high else OPEN

@@ -1,4 +1,4 @@
-"""Reptile, FOMAML and MAML on the same problems: what is trained on what, at which rates to try."""
+"""Reptile, FOMAML and MAML on the same problems: what each trains on, and the rates to try."""
 
 import dataclasses
 import functools
@@ -9,14 +9,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from benchmarks import seeds, sine_experiment
-from reptile_jax import fewshot, fomaml, maml, models, reptile
-from reptile_jax.omniglot import load_omniglot
-from reptile_jax.sinusoids import sinusoids
+import reptile_jax as rj
+from benchmarks.comparison import seeds, sine_maml
 
 INNER_STEPS = 5  # of every method in training
-# Gradients of one task's meta-gradient: the inner ones, the query's, and for MAML the products of
-# the way back through the inner steps, each counted as one gradient.
+# Gradients in one task's meta-gradient: the inner ones, the query's, and for MAML one product for
+# each inner step that it differentiates through.
 GRADIENTS = {"Reptile": INNER_STEPS, "FOMAML": INNER_STEPS + 1, "MAML": 2 * INNER_STEPS + 1}
 META_BATCH = 5
 
@@ -53,7 +51,7 @@ SIZES = {
 
 
 class Entrant(NamedTuple):
-    """A method on a problem: what it trains on, and the rates that it may choose from."""
+    """A method on a problem: what it trains on, and the rates it may choose from."""
 
     method: seeds.Method
     training: Any  # p(τ)
@@ -80,15 +78,15 @@ class Problem(NamedTuple):
     side_by_side: bool
 
 
-# MAML's outer rates are Adam's; Reptile's are the paper's ε. Programs are compiled by method.
+# MAML's outer rates are Adam's; Reptile's are the paper's ε. Each method has compiled programs.
 SGD = {
-    "Reptile": seeds.Method(reptile, optax.sgd, optax.sgd),
-    "FOMAML": seeds.Method(fomaml, optax.sgd, optax.adam),
-    "MAML": seeds.Method(maml, optax.sgd, optax.adam),
+    "Reptile": seeds.Method(rj.reptile, optax.sgd, optax.sgd),
+    "FOMAML": seeds.Method(rj.fomaml, optax.sgd, optax.adam),
+    "MAML": seeds.Method(rj.maml, optax.sgd, optax.adam),
 }
 
 
-# The inner and the outer rates that each may choose from: more of them where trainings are short.
+# The inner and outer rates that each may choose from; more of them where trainings are short.
 RATES = {
     "sine": {
         "Reptile": ((0.01, 0.02, 0.05, 0.1), (0.5, 1.0, 2.0, 4.0)),
@@ -106,28 +104,30 @@ def _adam_without_momentum(rate):
     return optax.chain(moment, optax.scale(-rate))
 
 
-_OMNIGLOT_REPTILE = seeds.Method(reptile, _adam_without_momentum, optax.sgd, averaged=True)
+_OMNIGLOT_REPTILE = seeds.Method(
+    rj.reptile, _adam_without_momentum, optax.sgd, inner_opt_state="average"
+)
 
 
 def sine(size: Size) -> Problem:
-    """Sine waves. Each method sees 50 points of a wave: five mini-batches of ten for Reptile; for
-    the others ten, five times over as at evaluation, and all of them as the query set.
+    """Sine waves. Each method sees 50 points of a wave.
 
-    Held-out waves are new draws, and so are validation's: no wave is seen twice.
+    Reptile takes five mini-batches of ten. The others take ten points, five times over as at
+    evaluation, and all 50 as the query set. Held-out and validation waves are new draws.
     """
-    split = sinusoids(shots=10, steps=INNER_STEPS)
-    waves = {"Reptile": sinusoids(steps=INNER_STEPS), "FOMAML": split, "MAML": split}
+    split = rj.tasks.sinusoids(shots=10, steps=INNER_STEPS)
+    waves = {"Reptile": rj.tasks.sinusoids(steps=INNER_STEPS), "FOMAML": split, "MAML": split}
     entrants = {
         name: Entrant(method, waves[name], *RATES["sine"][name]) for name, method in SGD.items()
     }
     return Problem(
         entrants,
-        sine_experiment.LOSS,
-        sine_experiment.init,
-        lambda params, task: {"error": sine_experiment.LOSS(params, task.query)},
+        sine_maml.LOSS,
+        sine_maml.init,
+        lambda params, task: {"error": sine_maml.LOSS(params, task.query)},
         False,
-        sine_experiment.HELD_OUT,
-        sine_experiment.HELD_OUT,
+        sine_maml.HELD_OUT,
+        sine_maml.HELD_OUT,
         1,
         size.sine_tasks,
         size.sine_budgets,
@@ -138,19 +138,19 @@ def sine(size: Size) -> Problem:
     )
 
 
-_VALIDATION = 200  # characters of the training split that rates are chosen on
+_VALIDATION = 200  # characters of the training split, to choose rates on
 
 
 def omniglot(data: Path, size: Size) -> Problem:
     """Omniglot 5-way 1-shot with the paper's network. Each method sees ten images of a class.
 
-    Reptile trains as the paper has it, on five mini-batches of ten of all 50. The others train as
-    they are tested: one image of each class five times over, and the other nine in the query set.
-    Rates are chosen on 200 characters of the training split, which are in no training.
+    Reptile trains as in the paper, on five mini-batches of ten of all 50. The others train as they
+    are tested: one image of each class five times over, the other nine in the query set. Rates are
+    chosen on 200 characters of the training split that no method trains on.
     """
-    splits, model = _omniglot(data), models.omniglot_net(5)
-    classes = 4 * _VALIDATION  # with their turned copies, which follow each character
-    few = functools.partial(fewshot.few_shot, ways=5)
+    splits, model = _omniglot(data), rj.nn.omniglot_net(5)
+    classes = 4 * _VALIDATION  # each character, followed by its turned copies
+    few = functools.partial(rj.tasks.few_shot, ways=5)
 
     def entrant(name, method, **episode):
         training = few(_part(splits.train, slice(None, -classes)), steps=INNER_STEPS, **episode)
@@ -164,9 +164,9 @@ def omniglot(data: Path, size: Size) -> Problem:
     }
     return Problem(
         entrants,
-        models.cross_entropy(model.apply),
+        rj.nn.cross_entropy(model.apply),
         lambda key: model.init(key, jnp.zeros((1, 28, 28, 1))),
-        fewshot.accuracy(model.apply),
+        rj.tasks.accuracy(model.apply),
         True,
         few(_part(splits.train, slice(-classes, None, 4)), **tested),
         few(splits.test, **tested),
@@ -182,8 +182,8 @@ def omniglot(data: Path, size: Size) -> Problem:
 
 @functools.cache
 def _omniglot(data: Path):
-    return load_omniglot(data)
+    return rj.datasets.load_omniglot(data)
 
 
-def _part(classes: fewshot.ImageClasses, which: slice) -> fewshot.ImageClasses:
+def _part(classes: rj.tasks.ImageClasses, which: slice) -> rj.tasks.ImageClasses:
     return classes._replace(starts=classes.starts[which], counts=classes.counts[which])

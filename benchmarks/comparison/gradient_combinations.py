@@ -1,12 +1,12 @@
 """Which inner gradients to follow (Nichol et al. 2018, section 6.2), on the paper's own data.
 
-Plain SGD in training and at evaluation, as the paper's commands have it: their rate of 0.003 on a
-loss summed over 25 images is 0.075 on the mean loss.
+Plain SGD in training and at evaluation, as in the paper's commands: their rate of 0.003 on a loss
+summed over 25 images is 0.075 on the mean loss.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import arm_files, pictures, seeds
-from reptile_jax import fewshot, models, omniglot, weighted
+import reptile_jax as rj
+from benchmarks import plots, records
+from benchmarks.comparison import experiment, seeds
+from benchmarks.comparison.experiment import Asked
 
 INNER_RATE = 25 * 0.003  # of SGD on the mean loss
 META_RATE = 0.25  # ε at the start, on the sum of the inner updates
@@ -32,7 +34,7 @@ class Size:
     combined: tuple[int, ...]  # gradients, besides g1 alone
     combination_steps: int  # meta steps of one task each; the paper: 40,000
     overlap_panels: tuple[str, ...]
-    overlaps: int  # ways to draw mini-batches, the first so many
+    overlaps: int  # how many ways to draw mini-batches
     overlap_steps: int
     points: int  # of a curve
     eval_tasks: int
@@ -71,7 +73,7 @@ class Omniglot(NamedTuple):
     """5-way 5-shot, evaluated as in the paper's commands: five steps on all 25 images."""
 
     splits: Any
-    model: models.ConvNet
+    model: rj.nn.ConvNet
     loss_fn: Any
     score_fn: Any
 
@@ -81,9 +83,9 @@ class Omniglot(NamedTuple):
 
 @functools.cache
 def load(data: Path, filters: int) -> Omniglot:
-    model = models.ConvNet(5, features=filters)
-    splits = omniglot.load_omniglot(data)
-    return Omniglot(splits, model, models.cross_entropy(model.apply), fewshot.accuracy(model.apply))
+    model, splits = rj.nn.ConvNet(5, features=filters), rj.datasets.load_omniglot(data)
+    loss_fn, score_fn = rj.nn.cross_entropy(model.apply), rj.tasks.accuracy(model.apply)
+    return Omniglot(splits, model, loss_fn, score_fn)
 
 
 def accuracy_curve(
@@ -94,7 +96,7 @@ def accuracy_curve(
     runs = seeds.first(
         method, problem.init, range(size.seeds), INNER_RATE * ones, outer_rate * ones
     )
-    held_out = fewshot.few_shot(
+    held_out = rj.tasks.few_shot(
         problem.splits.test, ways=5, shots=5, query_shots=1, steps=5, batch_size=25
     )
     side_by_side = not seeds.sequential_on_cpu()
@@ -128,7 +130,7 @@ def accuracy_curve(
 
 
 def combinations(size: Size) -> dict[str, tuple[str, tuple[float, ...]]]:
-    """The paper's ten curves: by arm, its name in the picture and the weights of g_1 ... g_k."""
+    """The paper's ten curves: by arm, the name in the picture and the weights of g_1 ... g_k."""
     found = {"g1": ("g1", (1.0,))}
     for k in size.combined:
         total = " + ".join(f"g{i + 1}" for i in range(k))
@@ -138,17 +140,22 @@ def combinations(size: Size) -> dict[str, tuple[str, tuple[float, ...]]]:
     return found
 
 
-def gradient_combinations(data: Path, folder: Path, size: Size, fresh: bool) -> None:
-    """Section 6.2: which sum of the inner gradients to follow. Each mini-batch is of new images."""
+def main(argv: Sequence[str]) -> int:
+    return experiment.main(argv, gradient_combinations, SIZES, "Which inner gradients to follow")
+
+
+def gradient_combinations(asked: Asked) -> None:
+    """Which sum of the inner gradients to follow (section 6.2); all mini-batches differ."""
+    size = asked.size
     for arm, (_, weights) in combinations(size).items():
 
         def measured(weights=weights):
-            problem = load(data, size.filters)
-            gradient = functools.partial(weighted, weights=weights)
+            problem = load(asked.data, size.filters)
+            gradient = functools.partial(rj.weighted_gradients, weights=weights)
             return accuracy_curve(
                 problem,
                 seeds.Method(gradient, optax.sgd, optax.sgd),
-                fewshot.few_shot(
+                rj.tasks.few_shot(
                     problem.splits.train,
                     ways=5,
                     shots=5 * len(weights),
@@ -161,8 +168,7 @@ def gradient_combinations(data: Path, folder: Path, size: Size, fresh: bool) -> 
                 points=size.points,
             )
 
-        arm_files.run(folder, arm, _combination_settings(size, weights), measured, fresh=fresh)
-    draw_combinations(folder, size)
+        asked.run(arm, _combination_settings(size, weights), measured)
 
 
 def _combination_settings(size: Size, weights) -> dict[str, Any]:
@@ -178,31 +184,31 @@ def _combination_settings(size: Size, weights) -> dict[str, Any]:
     }
 
 
-def combination_arms(folder: Path, size: Size) -> dict[str, dict[str, Any]]:
-    """By name in the picture, what is stored of each arm; those not measured yet are left out."""
+def combination_arms(path: Path, size: Size) -> dict[str, dict[str, Any]]:
+    """By name in the picture, the arms that are measured."""
     found = {
-        name: arm_files.stored(folder, arm, _combination_settings(size, weights))
+        name: records.stored(path, arm, _combination_settings(size, weights))
         for arm, (name, weights) in combinations(size).items()
     }
     return {name: arm for name, arm in found.items() if arm is not None}
 
 
-def draw_combinations(folder: Path, size: Size) -> None:
-    """A panel for each number of inner steps, with g1 in all of them."""
-    arms = combination_arms(folder, size)
+def draw(path: Path, size: Size) -> None:
+    """A panel for each number of inner steps, with g1 in each of them."""
+    arms = combination_arms(path, size)
     if not arms:
         return
 
-    def panel(k: int) -> pictures.Panel:
+    def panel(k: int) -> plots.Panel:
         curves = {
             name: (arm["data"]["meta steps"], 100 * np.array(arm["data"]["non-transductive"]))
             for name, arm in arms.items()
             if len(arm["settings"]["weights"]) in (1, k)
         }
-        return pictures.Panel("meta steps", "accuracy, %", curves)
+        return plots.Panel("meta steps", "accuracy, %", curves)
 
-    pictures.panels(
-        folder / "gradient_combinations.png",
+    plots.panels(
+        path.with_suffix(".png"),
         [panel(k) for k in size.combined],
         title=f"Omniglot 5-way 5-shot, non-transductive; mean and spread of {size.seeds} seeds",
     )

@@ -1,25 +1,37 @@
-"""What it costs that inner mini-batches overlap (Nichol et al. 2018, section 6.3)."""
+"""What overlapping inner mini-batches cost (Nichol et al. 2018, section 6.3)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import optax
 
-from benchmarks import arm_files, pictures, seeds
-from benchmarks.paper_experiments import INNER_RATE, META_RATE, Size, accuracy_curve, load
-from reptile_jax import fewshot, foml, reptile
+import reptile_jax as rj
+from benchmarks import plots, records
+from benchmarks.comparison import experiment, seeds
+from benchmarks.comparison.experiment import Asked
+from benchmarks.comparison.gradient_combinations import (
+    INNER_RATE,
+    META_RATE,
+    SIZES,
+    Size,
+    accuracy_curve,
+    load,
+)
 
 
 class Overlap(NamedTuple):
-    """One way to draw a task's mini-batches, and what is followed."""
+    """One way to draw a task's mini-batches, and the gradient to follow."""
 
     method: seeds.Method
     replace: bool
     separate: bool = False
 
 
-_REPTILE, _FOML = (seeds.Method(gradient, optax.sgd, optax.sgd) for gradient in (reptile, foml))
+_REPTILE, _FOML = (
+    seeds.Method(gradient, optax.sgd, optax.sgd) for gradient in (rj.reptile, rj.foml)
+)
 OVERLAPS = {
     "FOMAML, shared tail, cycling": Overlap(_FOML, False),
     "FOMAML, separate tail, cycling": Overlap(_FOML, False, separate=True),
@@ -28,8 +40,8 @@ OVERLAPS = {
     "FOMAML, separate tail, replacement": Overlap(_FOML, True, separate=True),
     "Reptile, replacement": Overlap(_REPTILE, True),
 }
-# What each panel varies, about 4 steps of 25 of a task's 100 images. The outer step size matters
-# where the overlap is whole: all images in each mini-batch.
+# What each panel varies, from 4 steps of 25 of a task's 100 images. The outer step size matters
+# where the overlap is complete: all images in each mini-batch.
 BASE = {"inner steps": 4, "batch": 25, "meta rate": META_RATE}
 PANELS = {
     "inner steps": [{**BASE, "inner steps": steps} for steps in (2, 4, 8)],
@@ -38,15 +50,15 @@ PANELS = {
 }
 
 
-def tasks(classes: fewshot.ImageClasses, overlap: Overlap, steps: int, batch: int):
-    """Tasks of 20 images of each of 5 classes: all of them in the mini-batches, or a tail apart.
+def tasks(classes: rj.tasks.ImageClasses, overlap: Overlap, steps: int, batch: int):
+    """Tasks of 20 images of each of 5 classes, all in the mini-batches or with a separate tail.
 
-    A separate tail has `batch` images, 50 at most, and is the task's query set; the earlier
-    mini-batches are of the others.
+    A separate tail has `batch` images, at most 50, and is the task's query set. The earlier
+    mini-batches use the other images.
     """
     tail = min(batch // 5, 10) if overlap.separate else 0
     rest = 20 - tail
-    return fewshot.few_shot(
+    return rj.tasks.few_shot(
         classes,
         ways=5,
         shots=rest,
@@ -76,12 +88,17 @@ def arms(size: Size) -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
-def minibatch_overlap(data: Path, folder: Path, size: Size, fresh: bool) -> None:
-    """Section 6.3: what it costs the last gradient that its images have been seen before."""
+def main(argv: Sequence[str]) -> int:
+    return experiment.main(argv, minibatch_overlap, SIZES, "Overlap of the inner mini-batches")
+
+
+def minibatch_overlap(asked: Asked) -> None:
+    """What it costs the last gradient that its images were seen before (section 6.3)."""
+    size = asked.size
     for arm, (name, settings) in arms(size).items():
 
         def measured(overlap=OVERLAPS[name], settings=settings):
-            problem = load(data, size.filters)
+            problem = load(asked.data, size.filters)
             return accuracy_curve(
                 problem,
                 overlap.method,
@@ -92,23 +109,22 @@ def minibatch_overlap(data: Path, folder: Path, size: Size, fresh: bool) -> None
                 points=1,
             )
 
-        arm_files.run(folder, arm, settings, measured, fresh=fresh)
-    draw(folder, size)
+        asked.run(arm, settings, measured)
 
 
-def stored(folder: Path, size: Size) -> dict[tuple, np.ndarray]:
+def stored(path: Path, size: Size) -> dict[tuple, np.ndarray]:
     """By way of drawing and point: accuracy in %, non-transductive, of each seed."""
     return {
         tuple(settings[key] for key in ("mini-batches", *BASE)): 100
         * np.ravel(found["data"]["non-transductive"])
         for arm, (_, settings) in arms(size).items()
-        if (found := arm_files.stored(folder, arm, settings)) is not None
+        if (found := records.stored(path, arm, settings)) is not None
     }
 
 
-def rows(folder: Path, size: Size) -> tuple[list[str], list[list[str]]]:
+def rows(path: Path, size: Size) -> tuple[list[str], list[list[str]]]:
     """Accuracy, mean ± standard deviation over seeds, by way of drawing and point."""
-    found = stored(folder, size)
+    found = stored(path, size)
     points = sorted({key[1:] for key in found})
     cell = lambda values: f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
     columns = [f"{steps} of {batch}, outer step {rate:g}" for steps, batch, rate in points]
@@ -119,8 +135,9 @@ def rows(folder: Path, size: Size) -> tuple[list[str], list[list[str]]]:
     ]
 
 
-def draw(folder: Path, size: Size) -> None:
-    found = stored(folder, size)
+def draw(path: Path, size: Size) -> None:
+    """Accuracy by inner steps, by mini-batch and by outer step size."""
+    found = stored(path, size)
     if not found:
         return
 
@@ -135,9 +152,9 @@ def draw(folder: Path, size: Size) -> None:
         curves = {name: curve(name, varied, points) for name in OVERLAPS}
         curves = {name: (x, y) for name, (x, y) in curves.items() if x}
         label = {"batch": "inner batch", "meta rate": "outer step size, inner batch 100"}
-        panels.append(pictures.Panel(label.get(varied, varied), "accuracy, %", curves, log_x=True))
-    pictures.panels(
-        folder / "minibatch_overlap.png",
+        panels.append(plots.Panel(label.get(varied, varied), "accuracy, %", curves, log_x=True))
+    plots.panels(
+        path.with_suffix(".png"),
         panels,
         title=f"Omniglot 5-way 5-shot, non-transductive, after {size.overlap_steps:,} meta steps; "
         f"mean and spread of {size.seeds} seeds",

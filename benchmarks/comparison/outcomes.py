@@ -1,4 +1,4 @@
-"""The contest's arms: their settings, and what is stored of them."""
+"""The arms of the contest: their settings, and what is stored of them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import arm_files, pictures
-from benchmarks.contest import GRADIENTS, INNER_STEPS, META_BATCH, RATES, Size
+from benchmarks import plots, records
+from benchmarks.comparison.contest import GRADIENTS, INNER_STEPS, META_BATCH, RATES, Size
 
 BASES = ("meta steps", "gradient evaluations", "time")
 PROBLEMS = ("sine", "omniglot")
@@ -31,9 +31,9 @@ def equal_steps(times: Mapping[str, float], method: str, basis: str, maml_steps:
     return max(1, round(maml_steps * of["MAML"] / of[method]))
 
 
-def lengths(folder: Path, kind: str, size: Size) -> dict[str, dict[int, set[tuple[int, str]]]]:
+def lengths(path: Path, kind: str, size: Size) -> dict[str, dict[int, set[tuple[int, str]]]]:
     """By method and meta steps, which budgets and bases a training of that length is for."""
-    times = milliseconds(folder, kind, size)
+    times = milliseconds(path, kind, size)
     found: dict[str, dict[int, set[tuple[int, str]]]] = {method: {} for method in GRADIENTS}
     for method in found if times else ():
         for budget in budgets(kind, size):
@@ -85,26 +85,26 @@ def run_settings(
     return {**common, **rates}
 
 
-# What is stored, as the next arms and the page want it.
+# What is stored, as the next arms and the page need it.
 
 
-def milliseconds(folder: Path, kind: str, size: Size) -> dict[str, float] | None:
+def milliseconds(path: Path, kind: str, size: Size) -> dict[str, float] | None:
     """Of a meta step, by method; None if not measured yet."""
-    found = times(folder, kind, size)
+    found = times(path, kind, size)
     return found and {name: times["median"] for name, times in found.items()}
 
 
-def times(folder: Path, kind: str, size: Size) -> dict[str, Any] | None:
+def times(path: Path, kind: str, size: Size) -> dict[str, Any] | None:
     """Milliseconds of a meta step in every round, by method; None if not measured yet."""
-    arm = arm_files.stored(folder, f"{kind}-time", time_settings(kind, size))
+    arm = records.stored(path, f"{kind}-time", time_settings(kind, size))
     return arm and arm["data"]
 
 
-def at_an_end(folder: Path, kind: str, size: Size) -> dict[str, list[str]]:
+def at_an_end(path: Path, kind: str, size: Size) -> dict[str, list[str]]:
     """By method, those of its chosen rates that are the lowest or highest of their grid."""
     found = {}
     for method, (inner, outer) in RATES[kind].items():
-        chosen = choice(folder, kind, method, size)
+        chosen = choice(path, kind, method, size)
         if chosen is not None:
             rates = (("inner", inner), ("outer", outer))
             ends = [n for n, grid in rates if chosen[f"{n} rate"] in (min(grid), max(grid))]
@@ -112,14 +112,14 @@ def at_an_end(folder: Path, kind: str, size: Size) -> dict[str, list[str]]:
     return found
 
 
-def choice(folder: Path, kind: str, method: str, size: Size) -> dict[str, Any] | None:
+def choice(path: Path, kind: str, method: str, size: Size) -> dict[str, Any] | None:
     """The rates, and by score the inner steps to score after, that do best on validation tasks.
 
     With two scores, one for each use of batch norm, the rates are those with the best mean of the
     two.
     """
     settings = tuning_settings(kind, method, size)
-    arm = arm_files.stored(folder, f"{kind}-{method}-rates", settings)
+    arm = records.stored(path, f"{kind}-{method}-rates", settings)
     if arm is None:
         return None
     sign = 1 if kind == "omniglot" else -1
@@ -133,14 +133,14 @@ def choice(folder: Path, kind: str, method: str, size: Size) -> dict[str, Any] |
     return {"inner rate": inner, "outer rate": outer, "point": point}
 
 
-def results(folder: Path, kind: str, size: Size) -> dict[str, dict[int, dict[str, np.ndarray]]]:
+def results(path: Path, kind: str, size: Size) -> dict[str, dict[int, dict[str, np.ndarray]]]:
     """By method, meta steps and score: the score of each seed, `[seeds]`."""
     found: dict[str, dict[int, dict[str, np.ndarray]]] = {method: {} for method in GRADIENTS}
-    for method, of_method in lengths(folder, kind, size).items():
-        chosen = choice(folder, kind, method, size)
+    for method, of_method in lengths(path, kind, size).items():
+        chosen = choice(path, kind, method, size)
         for steps in of_method if chosen else ():
             settings = run_settings(kind, method, chosen, steps, size)
-            arm = arm_files.stored(folder, f"{kind}-{method}-{steps}", settings)
+            arm = records.stored(path, f"{kind}-{method}-{steps}", settings)
             if arm is not None:
                 found[method][steps] = {
                     name: np.array(values, float)[:, chosen["point"][name]]
@@ -149,26 +149,26 @@ def results(folder: Path, kind: str, size: Size) -> dict[str, dict[int, dict[str
     return found
 
 
-def missing(folder: Path, size: Size) -> list[str]:
-    """What has not been measured yet of what the size asks for."""
+def missing(path: Path, size: Size) -> list[str]:
+    """The arms of this size that are not measured yet."""
     found = []
     for kind in PROBLEMS:
-        if milliseconds(folder, kind, size) is None:
+        if milliseconds(path, kind, size) is None:
             found.append(f"{kind}-time, and all that follows from it")
             continue
-        there = results(folder, kind, size)
-        for method, of_method in lengths(folder, kind, size).items():
-            if choice(folder, kind, method, size) is None:
+        there = results(path, kind, size)
+        for method, of_method in lengths(path, kind, size).items():
+            if choice(path, kind, method, size) is None:
                 found.append(f"{kind}-{method}-rates, and all that follows from it")
             else:
                 found += [f"{kind}-{method}-{n}" for n in of_method if n not in there[method]]
     return found
 
 
-def draw(folder: Path, size: Size) -> None:
-    """One row of panels for each score: by meta steps, by gradient evaluations, by seconds."""
+def draw(path: Path, size: Size) -> None:
+    """A row of panels for each score: by meta steps, by gradient evaluations, by seconds."""
     for kind in PROBLEMS:
-        found, times = results(folder, kind, size), milliseconds(folder, kind, size)
+        found, times = results(path, kind, size), milliseconds(path, kind, size)
         if times is None or not all(found.values()):
             continue
         for score in SCORES[kind]:
@@ -185,10 +185,10 @@ def draw(folder: Path, size: Size) -> None:
                 for basis, cost in per_step.items():
                     curves[basis][method] = (np.array(steps) * cost, values)
             label = {"time": "seconds of training"}
-            pictures.panels(
-                folder / f"{kind}-{score}.png",
+            plots.panels(
+                path.parent / f"{kind}-{score}.png",
                 [
-                    pictures.Panel(
+                    plots.Panel(
                         label.get(basis, basis),
                         "mean squared error" if error else f"accuracy, {score}, %",
                         curves[basis],

@@ -1,49 +1,55 @@
-"""Reptile against MAML, measured: rates chosen, time, accuracy at equal budgets, and stability.
+"""Reptile against MAML: chosen rates, time, accuracy at equal budgets, and stability.
 
-Arms build on each other: rates are chosen on validation tasks first, and the numbers of meta steps
-that take equal time come from the times measured.
+Arms build on each other: rates are chosen on validation tasks first, and the measured times give
+the numbers of meta steps that take equal time.
 """
 
 import functools
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks import arm_files, contest, measure, outcomes, seeds, stability
-from benchmarks.contest import GRADIENTS, META_BATCH, Problem, Size
+from benchmarks import timing
+from benchmarks.comparison import contest, experiment, outcomes, seeds, stability
+from benchmarks.comparison.contest import GRADIENTS, META_BATCH, SIZES, Problem
+from benchmarks.comparison.experiment import Asked
 
 _TUNING_SEED = 1000  # from here on; of no run that is scored
 
 
-def reptile_vs_maml(data: Path, folder: Path, size: Size, fresh: bool) -> None:
-    """All arms; what they say is in the page, `python -m benchmarks reptile_and_maml`."""
+def main(argv: Sequence[str]) -> int:
+    title = "Reptile, FOMAML and MAML at equal budgets, and over rates"
+    return experiment.main(argv, reptile_vs_maml, SIZES, title)
+
+
+def reptile_vs_maml(asked: Asked) -> None:
+    """Reptile against MAML: time, accuracy at equal budgets, and stability."""
+    size = asked.size
     for name in stability.METHODS:
         measured = functools.partial(stability.measured, name, size)
-        settings = stability.settings(name, size)
-        arm_files.run(folder, stability.arm(name), settings, measured, fresh=fresh)
-    stability.draw(folder, size)
+        asked.run(stability.arm(name), stability.settings(name, size), measured)
     for kind in outcomes.PROBLEMS:
-        make = contest.sine if kind == "sine" else functools.partial(contest.omniglot, data)
-        _contest(kind, make(size), folder, size, fresh)
-    outcomes.draw(folder, size)
+        make = contest.sine if kind == "sine" else functools.partial(contest.omniglot, asked.data)
+        _contest(kind, make(size), asked)
 
 
-def _contest(kind: str, problem: Problem, folder: Path, size: Size, fresh: bool) -> None:
+def _contest(kind: str, problem: Problem, asked: Asked) -> None:
+    path, size = asked.path, asked.size
     measured = functools.partial(_times, problem, size.timing_rounds)
-    arm_files.run(folder, f"{kind}-time", outcomes.time_settings(kind, size), measured, fresh=fresh)
+    asked.run(f"{kind}-time", outcomes.time_settings(kind, size), measured)
     for method in GRADIENTS:
         measured = functools.partial(_tuning, problem, method)
         settings = outcomes.tuning_settings(kind, method, size)
-        arm_files.run(folder, f"{kind}-{method}-rates", settings, measured, fresh=fresh)
-    for method, of_method in outcomes.lengths(folder, kind, size).items():
-        chosen = outcomes.choice(folder, kind, method, size)
+        asked.run(f"{kind}-{method}-rates", settings, measured)
+    for method, of_method in outcomes.lengths(path, kind, size).items():
+        chosen = outcomes.choice(path, kind, method, size)
         for steps in of_method:
             settings = outcomes.run_settings(kind, method, chosen, steps, size)
             number = settings["seeds"]
             measured = functools.partial(_trained, problem, method, chosen, steps, number)
-            arm_files.run(folder, f"{kind}-{method}-{steps}", settings, measured, fresh=fresh)
+            asked.run(f"{kind}-{method}-{steps}", settings, measured)
 
 
 def _times(problem: Problem, rounds: int) -> dict[str, Any]:
@@ -72,9 +78,9 @@ def _times(problem: Problem, rounds: int) -> dict[str, Any]:
         )
 
     arms = {name: stepping(entrant) for name, entrant in problem.entrants.items()}
-    measured = measure.interleaved(arms, repeats=rounds, seconds=1.0)
+    measured = timing.interleaved(arms, repeats=rounds, seconds=1.0)
     return {
-        name: measure.spread([ms / problem.steps_timed for ms in times["ms"]])
+        name: timing.spread([ms / problem.steps_timed for ms in times["ms"]])
         for name, times in measured.items()
     }
 

@@ -1,39 +1,38 @@
-"""Many meta-trainings in one program: their seeds and their rates are the vectorised axis.
+"""Many meta-trainings in one program: seeds and rates are the vectorised axis.
 
-Rates are values of the compiled program, not constants in it, and so are the numbers of meta
-steps: one program serves a whole grid of rates, and every length.
+Rates and numbers of meta steps are arguments of the compiled program: one program serves a whole
+grid of rates and every length.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from reptile_jax import Draws, MetaGradient, MetaState, meta_step
-from reptile_jax.evaluate import ScoreFn, adaptation_curve
-from reptile_jax.reptile import LossFn
-from reptile_jax.tasks import Key, TaskDistribution
+import reptile_jax as rj
+from reptile_jax._types import Draws, Key, LossFn, ScoreFn
+from reptile_jax.evaluation import _adaptation_curve
 
 InnerOptimizer = Callable[[Any], optax.GradientTransformation]  # of a rate
 
 
 class Method(NamedTuple):
-    """A meta-learner whose rates are still open. Make each once: programs are compiled by it."""
+    """A meta-learner without its rates. Build each once: it has compiled programs of its own."""
 
-    gradient: Callable[[LossFn, optax.GradientTransformation], MetaGradient]
+    gradient: Callable[[LossFn, optax.GradientTransformation], rj.MetaGradient]
     inner: InnerOptimizer
     outer: Callable[[Any], optax.GradientTransformation]  # of a schedule
-    averaged: bool = False  # the inner optimiser's state, over the tasks; else fresh
+    inner_opt_state: Literal["reset", "average"] = "reset"  # as in `rj.meta_learner`
 
 
 class Runs(NamedTuple):
     """Meta-trainings side by side: every leaf is led by `[runs]`."""
 
-    state: MetaState
+    state: rj.MetaState
     key: Key  # of the tasks
     inner_rate: jax.Array
     outer_rate: jax.Array  # at the start; annealed linearly to 0
@@ -59,10 +58,14 @@ def first(
     def start(seed, inner_rate, outer_rate):
         init_key, task_key = jax.random.split(jax.random.key(seed))
         params = init(init_key)
-        inner = method.inner(inner_rate).init(params) if method.averaged else None
+        inner = (
+            method.inner(inner_rate).init(params) if method.inner_opt_state == "average" else None
+        )
         outer = method.outer(lambda count: outer_rate).init(params)
         zero = jnp.zeros((), jnp.int32)
-        return Runs(MetaState(params, outer, inner, zero), task_key, inner_rate, outer_rate, zero)
+        return Runs(
+            rj.MetaState(params, outer, inner, zero), task_key, inner_rate, outer_rate, zero
+        )
 
     rates = (np.asarray(rates, np.float32) for rates in (inner_rates, outer_rates))
     return start(np.asarray(seeds, np.uint32), *rates)
@@ -72,7 +75,7 @@ def advance(
     method: Method,
     loss_fn: LossFn,
     runs: Runs,
-    distribution: TaskDistribution,
+    distribution: rj.TaskDistribution,
     steps: int,
     total: int,
     *,
@@ -83,8 +86,8 @@ def advance(
 
     Args:
       steps, total: meta steps now, and those over which the outer rate goes to 0.
-      side_by_side: runs under `vmap`, in one dispatch; else one after another, which a CPU wants of
-        convolutions, by one program for any number of runs.
+      side_by_side: runs under `vmap`, in one dispatch. Otherwise one after another, by one program
+        for any number of runs: faster for convolutions on a CPU.
     """
     train = lambda run: _advance(method, loss_fn, run, distribution, steps, total, meta_batch)
     return _vmapped(train, runs) if side_by_side else _in_turn(train, runs)
@@ -100,7 +103,13 @@ def _advance(method, loss_fn, run: Runs, distribution, steps, total, meta_batch)
         state, left_out = carry
         step_key = jax.random.fold_in(run.key, state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, jnp.arange(meta_batch))
-        state, info = meta_step(gradient, outer, state, Draws(distribution, keys))
+        state, info = rj.meta_step(
+            gradient,
+            outer,
+            state,
+            Draws(distribution, keys),
+            inner_opt_state=method.inner_opt_state,
+        )
         return state, left_out + jnp.sum(~info.finite, dtype=jnp.int32)
 
     state, left_out = jax.lax.fori_loop(0, steps, step, (run.state, run.left_out))
@@ -112,7 +121,7 @@ def scores(
     loss_fn: LossFn,
     score_fn: ScoreFn,
     runs: Runs,
-    distribution: TaskDistribution,
+    distribution: rj.TaskDistribution,
     key: Key,
     *,
     num_tasks: int,
@@ -121,8 +130,8 @@ def scores(
 ) -> Any:
     """Scores of each run on the same held-out tasks, leaves `[runs, tasks, points, ...]`.
 
-    `inner` is a method's inner optimiser; it starts where training left its state. As in
-    `evaluate`, of which this is the form for many runs.
+    The form of `rj.evaluate` for many runs. `inner` is a method's inner optimiser; it starts where
+    training left its state.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_tasks))
     of_run = lambda run: _scores(inner, loss_fn, score_fn, run, distribution, keys, score_every)
@@ -138,7 +147,7 @@ def _scores(inner, loss_fn, score_fn, run: Runs, distribution, keys, score_every
         task = distribution.sample(key)
         start = optimizer.init(params) if kept is None else kept
         score = lambda params: score_fn(params, task)
-        return adaptation_curve(
+        return _adaptation_curve(
             loss_fn, score, optimizer, params, start, task.support, score_every
         )[1]
 

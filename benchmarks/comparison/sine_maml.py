@@ -1,5 +1,7 @@
 """The sine waves before training, after MAML and after Reptile (Nichol et al. 2018, section 4)."""
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,27 +10,34 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import arm_files, seeds
-from benchmarks.paper_experiments import Size
-from reptile_jax import maml, models, plots, report, reptile
-from reptile_jax.sinusoids import sinusoids
+import reptile_jax as rj
+from benchmarks import records
+from benchmarks.comparison import experiment, seeds
+from benchmarks.comparison.experiment import Asked
+from benchmarks.comparison.gradient_combinations import SIZES, Size
+from reptile_jax.app import plots
 
 SHOWN = (0, 1, 8, 32)  # inner steps, in the picture
 DRAWN = 3  # waves in it
-_MODEL = models.MLP()
-LOSS = models.squared_error(_MODEL.apply)
-# Both see 50 points of each wave. Reptile takes them in five mini-batches; MAML's inner loop is
-# given ten of them five times over, as at evaluation, and its query set is all of them.
+_MODEL = rj.nn.MLP()
+LOSS = rj.nn.squared_error(_MODEL.apply)
+# Both see 50 points of each wave. Reptile takes them in five mini-batches. MAML's inner loop takes
+# ten of them five times over, as at evaluation, and its query set is all of them.
 METHODS = {
     "MAML": (
-        seeds.Method(maml, optax.sgd, optax.adam),
-        sinusoids(shots=10, steps=5),
+        seeds.Method(rj.maml, optax.sgd, optax.adam),
+        rj.tasks.sinusoids(shots=10, steps=5),
         0.02,
         1e-2,
     ),
-    "Reptile": (seeds.Method(reptile, optax.sgd, optax.sgd), sinusoids(steps=5), 0.02, 1.0),
+    "Reptile": (
+        seeds.Method(rj.reptile, optax.sgd, optax.sgd),
+        rj.tasks.sinusoids(steps=5),
+        0.02,
+        1.0,
+    ),
 }
-HELD_OUT = sinusoids(shots=10, steps=32)
+HELD_OUT = rj.tasks.sinusoids(shots=10, steps=32)
 
 
 def init(key):
@@ -36,7 +45,7 @@ def init(key):
 
 
 def score(params, task):
-    """The mean squared error on the whole wave, and what a picture of it shows."""
+    """The mean squared error on the whole wave, and what a picture of it needs."""
     x, wave = task.query
     given = jax.tree.map(lambda leaf: leaf[0, :, 0], task.support)
     return {
@@ -60,19 +69,16 @@ def settings(name: str, size: Size) -> dict[str, Any]:
     }
 
 
-def sine_maml(data: Path | None, folder: Path, size: Size, fresh: bool) -> None:
-    """Errors over 32 inner steps, and what three held-out waves look like."""
-    del data
+def main(argv: Sequence[str]) -> int:
+    title = "Sine waves: before training, after MAML and after Reptile"
+    return experiment.main(argv, sine_maml, SIZES, title, needs_data=False)
+
+
+def sine_maml(asked: Asked) -> None:
+    """Errors over 32 inner steps, and predictions on three held-out waves."""
     for name in ("before training", *METHODS):
-        arm_files.run(
-            folder,
-            name.replace(" ", "-"),
-            settings(name, size),
-            lambda name=name: _measured(name, settings(name, size)),
-            fresh=fresh,
-        )
-    draw(folder, size)
-    table(folder, size)
+        chosen = settings(name, asked.size)
+        asked.run(name.replace(" ", "-"), chosen, functools.partial(_measured, name, chosen))
 
 
 def _measured(name: str, chosen: dict[str, Any]) -> dict[str, Any]:
@@ -109,48 +115,36 @@ def _measured(name: str, chosen: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def stored(folder: Path, size: Size) -> dict[str, dict[str, Any]]:
-    """By initialisation, the figures; those not measured yet are left out."""
+def stored(path: Path, size: Size) -> dict[str, dict[str, Any]]:
+    """By initialisation, the figures that are measured."""
     names = ("before training", *METHODS)
     found = {
-        name: arm_files.stored(folder, name.replace(" ", "-"), settings(name, size))
-        for name in names
+        name: records.stored(path, name.replace(" ", "-"), settings(name, size)) for name in names
     }
     return {name: arm["data"] for name, arm in found.items() if arm is not None}
 
 
-def draw(folder: Path, size: Size) -> None:
-    found = stored(folder, size)
+def draw(path: Path, size: Size) -> None:
+    """Three held-out waves, and predictions of each initialisation."""
+    found = stored(path, size)
     if not found:
         return
-    some = next(iter(found.values()))
+    some, curve = next(iter(found.values())), lambda x, y: (np.array(x), np.array(y))
+    by_step = lambda wave: dict(zip(SHOWN, map(np.array, wave), strict=True))
     plots.adaptation(
-        folder / "sine_maml.png",
+        path.with_suffix(".png"),
         np.array(some["x"]),
         [np.array(wave) for wave in some["waves"]],
-        [
-            (np.array(x), np.array(y))
-            for x, y in zip(some["given"]["inputs"], some["given"]["targets"], strict=True)
-        ],
-        {
-            name: [
-                {step: np.array(outputs) for step, outputs in zip(SHOWN, wave, strict=True)}
-                for wave in data["predictions"]
-            ]
-            for name, data in found.items()
-        },
+        list(map(curve, some["given"]["inputs"], some["given"]["targets"])),
+        {name: list(map(by_step, data["predictions"])) for name, data in found.items()},
     )
 
 
-def rows(folder: Path, size: Size) -> tuple[list[str], list[list[str]]]:
-    """Errors, mean ± standard deviation over seeds, after so many inner steps."""
+def rows(path: Path, size: Size) -> tuple[list[str], list[list[str]]]:
+    """Errors by inner steps, mean ± standard deviation over seeds."""
     at = (0, 1, 2, 4, 8, 16, 32)
-    found = {name: np.array(data["error"], float) for name, data in stored(folder, size).items()}
+    found = {name: np.array(data["error"], float) for name, data in stored(path, size).items()}
     return ["initialisation", *map(str, at)], [
         [name, *(f"{e[:, i].mean():.3f} ± {e[:, i].std(ddof=1):.3f}" for i in at)]
         for name, e in found.items()
     ]
-
-
-def table(folder: Path, size: Size) -> None:
-    report.table("mean squared error ± spread over seeds, by inner steps", *rows(folder, size))

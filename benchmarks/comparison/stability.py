@@ -1,4 +1,4 @@
-"""Which rates a method stands, on the sine waves: a grid of inner and outer rates, all at once."""
+"""At which rates a method diverges, on the sine waves: a grid of inner and outer rates."""
 
 from pathlib import Path
 from typing import Any
@@ -8,23 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import arm_files, contest, pictures, seeds, sine_experiment
-from benchmarks.contest import INNER_STEPS, META_BATCH, SGD, Size
-from reptile_jax import reptile
-from reptile_jax.sinusoids import sinusoids
+import reptile_jax as rj
+from benchmarks import plots, records
+from benchmarks.comparison import contest, seeds, sine_maml
+from benchmarks.comparison.contest import INNER_STEPS, META_BATCH, SGD, Size
 
 METHODS = {
     "Reptile": SGD["Reptile"],
-    "Reptile, Adam outside": seeds.Method(reptile, optax.sgd, optax.adam),
+    "Reptile, Adam outside": seeds.Method(rj.reptile, optax.sgd, optax.adam),
     "FOMAML": SGD["FOMAML"],
     "MAML": SGD["MAML"],
 }
 
 
 def rates(name: str, size: Size) -> tuple[list[float], list[float]]:
-    """Inner and outer rates of the grid: Adam's outside, the same for all but Reptile's ε.
+    """Inner and outer rates of the grid: Adam's outside, except for Reptile's ε.
 
-    They reach from rates too low to learn much in the time to rates that no method stands.
+    They reach from rates too low to learn much in the time to rates at which all methods diverge.
     """
     spaced = lambda low, high: [
         float(f"{rate:.2g}") for rate in np.geomspace(low, high, size.stability_grid)
@@ -52,12 +52,12 @@ def measured(name: str, size: Size) -> dict[str, Any]:
     method, (inner, outer) = METHODS[name], rates(name, size)
     grid = np.meshgrid(outer, inner, np.arange(size.stability_seeds), indexing="ij")
     outers, inners, numbers = (axis.ravel() for axis in grid)
-    runs = seeds.first(method, sine_experiment.init, numbers, inners, outers)
+    runs = seeds.first(method, sine_maml.init, numbers, inners, outers)
     tasks = contest.sine(size).entrants[name.partition(",")[0]].training
     steps = size.stability_steps
     runs = seeds.advance(
         method,
-        sine_experiment.LOSS,
+        sine_maml.LOSS,
         runs,
         tasks,
         steps,
@@ -66,16 +66,16 @@ def measured(name: str, size: Size) -> dict[str, Any]:
         side_by_side=True,
     )
     score = lambda params, task: {
-        "error": sine_experiment.LOSS(params, task.query),
+        "error": sine_maml.LOSS(params, task.query),
         "zero": jnp.mean(task.query.targets**2),
     }
     scores = jax.device_get(
         seeds.scores(
             method.inner,
-            sine_experiment.LOSS,
+            sine_maml.LOSS,
             score,
             runs,
-            sinusoids(shots=10, steps=INNER_STEPS),
+            rj.tasks.sinusoids(shots=10, steps=INNER_STEPS),
             jax.random.key(4),
             num_tasks=size.sine_tasks,
             score_every=INNER_STEPS,
@@ -90,19 +90,19 @@ def measured(name: str, size: Size) -> dict[str, Any]:
 
 
 def arm(name: str) -> str:
-    """The name of a method's file."""
+    """The name of a method's arm."""
     return f"stability-{name.replace(', ', '-').replace(' ', '-')}"
 
 
-def stored(folder: Path, size: Size) -> dict[str, dict[str, Any]]:
+def stored(path: Path, size: Size) -> dict[str, dict[str, Any]]:
     """By method: "error" `[outer, inner, seeds]`, NaN where it is not finite, and "diverged".
 
-    A run diverged if its error is not finite, or above twice that of the answer 0 everywhere,
-    which is what a network does about as well as that has learnt nothing.
+    A run diverged if its error is not finite, or above twice the error of the answer 0 everywhere,
+    about the error of a network that has learnt nothing.
     """
     found = {}
     for name in METHODS:
-        there = arm_files.stored(folder, arm(name), settings(name, size))
+        there = records.stored(path, arm(name), settings(name, size))
         if there is not None:
             error = np.array(there["data"]["error"], float)
             found[name] = {"error": error, "diverged": ~(error <= 2 * there["data"]["zero"])}
@@ -110,15 +110,15 @@ def stored(folder: Path, size: Size) -> dict[str, dict[str, Any]]:
     return found
 
 
-def draw(folder: Path, size: Size) -> None:
-    """Median errors, and the percentage of runs that diverged where there are any."""
-    found = stored(folder, size)
+def draw(path: Path, size: Size) -> None:
+    """Median errors with the percentage of runs that diverged, and the spread over seeds."""
+    found = stored(path, size)
     if not found:
         return
     median = lambda error: np.median(np.nan_to_num(error, nan=np.inf), axis=2)
     spread = lambda error: np.std(np.log10(np.where(np.isfinite(error), error, np.nan)), axis=2)
-    pictures.heat_maps(
-        folder / "stability-spread.png",
+    plots.heat_maps(
+        path.parent / "stability-spread.png",
         {name: spread(data["error"]) for name, data in found.items()},
         {name: rates(name, size)[1] for name in found},
         rates("MAML", size)[0],
@@ -127,8 +127,8 @@ def draw(folder: Path, size: Size) -> None:
         limit=1.0,
         label="spread, logarithmic",
     )
-    pictures.heat_maps(
-        folder / "stability.png",
+    plots.heat_maps(
+        path.parent / "stability.png",
         {name: median(data["error"]) for name, data in found.items()},
         {name: rates(name, size)[1] for name in found},
         rates("MAML", size)[0],

@@ -1,21 +1,20 @@
-"""The README's tables and pictures of the paper's results, from the JSON alone."""
+"""The parts of docs/results/paper.md, from the records of the paper's results."""
 
 import itertools
-import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from reptile_jax import plots, presets
-from reptile_jax.reptile import InnerState
+from benchmarks import records, tables
+from reptile_jax.app import plots, presets
+from reptile_jax.app.config import FewShotConfig
 
-RESULTS = Path(__file__).parent / "results" / "paper"
-README = Path(__file__).parent.parent / "README.md"
+Arms = Mapping[str, dict[str, Any]]  # by name
 
 # Nichol et al. 2018, tables 1 and 2: per cent, by row; "t" is transductive.
 PUBLISHED = {
@@ -41,154 +40,173 @@ RERUNS = {
     "o520t": (97.55, 97.05, 96.99, 97.39),
 }
 MODES = {"": "non-transductive", "t": "transductive"}
+_POLICIES = ("reset", "average", "carry")
 
 
-def write() -> None:
-    """Rewrites each part of the README of which there are results, between its two markers."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
-    if any(result.get("row") for result in found.values()):
-        replace("paper's rows", rows_table(found))
-    if lines := beyond_table(found):
-        replace("beyond the paper", lines)
-    if lines := sinusoid_table(found):
-        replace("sine waves over seeds", lines)
-    draw_learning_curves(found)
+def parts(results: Path, page: Path) -> dict[str, str]:
+    """Every table with its record."""
+    folder = results / "paper"
+    arms = lambda name: records.newest(folder / f"{name}.json")
+    written = {
+        "sinusoid": sinusoid_table(arms("sinusoid")),
+        "rows": rows_table(arms("rows")),
+        "beyond": beyond_table(arms("beyond")),
+        "inner_opt_state": policies_table(arms("inner_opt_state")),
+        "o15_tenth": scores_table(arms("o15_tenth")),
+    }
+    found = {name: _part(text, folder / f"{name}.json", page) for name, text in written.items()}
+    for path in sorted(folder.glob("recipes_*.json")):
+        record = records.read(path)
+        table = tables.markdown(record["columns"], record["rows"])
+        found[path.stem] = f"{table}\n\n{tables.source(record, path, page)}"
+    return found
 
 
-def replace(part: str, lines: list[str]) -> None:
-    """Puts lines between `<!-- part -->` and `<!-- end of part -->`."""
-    start, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
-    text = README.read_text()
-    if start not in text or end not in text:
-        raise ValueError(f"{README.name} has no {start} ... {end} to write between.")
-    before, _, rest = text.partition(start)
-    README.write_text(f"{before}{start}\n\n" + "\n".join(lines) + f"\n\n{end}{rest.split(end)[1]}")
+def _part(table: str, path: Path, page: Path) -> str:
+    record = records.read(path)
+    if not record:
+        return table
+    return f"{table}\n\n`{record['command']}`, {tables.link(path.name, path, page)}."
 
 
-def rows_table(found: dict[str, Any]) -> list[str]:
+def rows_table(arms: Arms) -> str:
     """The paper's rows: the paper, re-runs of its code, and ours by inner-state policy."""
-    lines = [
-        "| row | the paper | re-runs of its code | reptile_jax | inside | JSON |",
-        "|---|---:|---:|---:|---|---|",
-    ]
-    for row, policy in itertools.product(PUBLISHED, get_args(InnerState)):
+    lines = []
+    for row, policy in itertools.product(PUBLISHED, _POLICIES):
         asked = row.removesuffix("t"), policy
-        seeds = {name: r for name, r in found.items() if (r.get("row"), _policy(r)) == asked}
+        seeds = {
+            name: arm for name, arm in arms.items() if (arm["data"]["row"], _policy(arm)) == asked
+        }
         if not seeds:
             continue
         published, mode = PUBLISHED[row], MODES["t" if row.endswith("t") else ""]
-        scores = [100 * r["accuracy"][mode]["mean"][-1] for r in seeds.values()]
-        ours = ", ".join(_score(result, mode) for result in seeds.values())
+        scores = [100 * arm["data"]["accuracy"][mode]["mean"][-1] for arm in seeds.values()]
         low, high = min(RERUNS[row]), max(RERUNS[row])
-        label = row if policy == presets.PAPER[asked[0]].inner_state else f"{row}, {policy}"
         lines.append(
-            f"| {label} | {published[0]:.2f} ± {published[1]:.2f} | {low:.2f} to {high:.2f} "
-            f"| {ours} | {_verdict(scores, low, high)} | {_links(seeds)} |"
+            [
+                row if policy == presets.PAPER[asked[0]].inner_opt_state else f"{row}, {policy}",
+                "{:.2f} ± {:.2f}".format(*published),
+                f"{low:.2f} to {high:.2f}",
+                ", ".join(_score(arm, mode) for arm in seeds.values()),
+                _verdict(scores, low, high),
+                ", ".join(seeds),
+            ]
         )
-    return lines
+    columns = ["row", "the paper", "re-runs of its code", "reptile_jax", "inside", "arms"]
+    return tables.markdown(columns, lines, words=("inside", "arms"))
 
 
-def beyond_table(found: dict[str, Any]) -> list[str]:
-    """What is no row of the paper, under its figures: other presets, lengths and evaluations."""
+def beyond_table(arms: Arms) -> str:
+    """Other presets, lengths and evaluations, under the paper's figures."""
     trainings: dict[tuple[str, int, int], dict[str, str]] = defaultdict(dict)
-    for name, result in found.items():
-        preset = presets.ALL.get(result.get("preset"))
-        if preset is not None and result["row"] is None:
-            row = name.partition("-")[0]
-            label = result["preset"]
-            if _policy(result) != preset.inner_state:
-                label = f"{label}, {_policy(result)}"
-            if result["config"].get("balanced_eval"):
+    for name, arm in arms.items():
+        preset = presets.ALL.get(arm["data"].get("preset"))
+        if preset is not None and arm["data"]["row"] is None:
+            row, label = name.partition("-")[0], arm["data"]["preset"]
+            if _policy(arm) != preset.inner_opt_state:
+                label = f"{label}, {_policy(arm)}"
+            if arm["settings"].get("balanced_eval"):
                 label = f"{label}, evaluated balanced"
-            trainings[label, result["meta steps"], result["config"]["seed"]][row] = name
+            trainings[label, arm["data"]["meta steps"], arm["settings"]["seed"]][row] = name
     if not trainings:
-        return []
+        return tables.markdown([], [])
     rows = [
         row for row in ("o15", "o55", "o120", "o520") if any(row in t for t in trainings.values())
     ]
     columns = [row + suffix for row in rows for suffix in MODES]
-    of_paper = " | ".join("{:.2f} ± {:.2f}".format(*PUBLISHED[column]) for column in columns)
     length = (
         f"{presets.PAPER['o15'].meta_steps:,}; o120: {presets.PAPER['o120'].meta_steps:,} others"
     )
-    lines = [
-        f"| training | meta steps | {' | '.join(columns)} | JSON |",
-        "|---" + "|---:" * (1 + len(columns)) + "|---|",
-        f"| the paper | {length} | {of_paper} | |",
-    ]
+    of_paper = ["{:.2f} ± {:.2f}".format(*PUBLISHED[column]) for column in columns]
+    lines = [["the paper", length, *of_paper, ""]]
     for (label, steps, seed), names in sorted(trainings.items()):
         cells = [
-            _score(found[names[row]], mode) if row in names else ""
+            _score(arms[names[row]], mode) if row in names else ""
             for row in rows
             for mode in MODES.values()
         ]
-        links = _links(names.values())
-        lines.append(f"| {label}, seed {seed} | {steps:,} | {' | '.join(cells)} | {links} |")
-    return lines
+        lines.append([f"{label}, seed {seed}", f"{steps:,}", *cells, ", ".join(names.values())])
+    return tables.markdown(["training", "meta steps", *columns, "arms"], lines, words=("arms",))
 
 
-def _policy(result: dict[str, Any]) -> str:
-    return result.get("config", {}).get("inner_state", presets.FewShotImages.inner_state)
+def _policy(arm: dict[str, Any]) -> str:
+    return arm["settings"].get("inner_opt_state", FewShotConfig.inner_opt_state)
 
 
-def _score(result: dict[str, Any], mode: str) -> str:
+def _score(arm: dict[str, Any], mode: str) -> str:
     """The accuracy after all inner steps, in per cent, with its interval."""
-    accuracy = result["accuracy"][mode]
-    return f"{100 * accuracy['mean'][-1]:.2f} ± {100 * accuracy['interval'][-1]:.2f}"
-
-
-def _links(names: Iterable[str]) -> str:
-    return ", ".join(f"[{name}](benchmarks/results/paper/{name}.json)" for name in names)
+    accuracy = arm["data"]["accuracy"][mode]
+    return f"{100 * accuracy['mean'][-1]:.2f} ± {100 * accuracy['ci95'][-1]:.2f}"
 
 
 def _verdict(scores: list[float], low: float, high: float) -> str:
-    """Where the mean of our seeds lies against the band of the re-runs."""
+    """Where the mean of our seeds is, against the band of the re-runs."""
     mean = sum(scores) / len(scores)
     if mean < low:
         return f"{low - mean:.2f} below"
     return f"{mean - high:.2f} above" if mean > high else "yes"
 
 
-def sinusoid_table(found: dict[str, Any]) -> list[str]:
+def sinusoid_table(arms: Arms) -> str:
     """Errors by inner steps: means over seeds with t-intervals."""
-    lines = []
+    lines, columns = [], []
     for setting in ("batched", "serial"):
-        result = found.get(f"sinusoid-{setting}")
-        if result is None:
-            continue
-        for name, error in result["mean squared error"].items():
+        errors = arms[setting]["data"]["mean squared error"] if setting in arms else {}
+        for name, error in errors.items():
             if name != "Reptile" and setting == "serial":
                 continue
             values = np.array(error["by seed"])  # [seeds, points]
             half = stats.t.ppf(0.975, len(values) - 1) * values.std(0, ddof=1)
             half = half / math.sqrt(len(values))
             cells = [f"{m:.3f} ± {h:.3f}" for m, h in zip(values.mean(0), half, strict=True)]
-            if not lines:
-                lines.append(f"| after SGD steps | {' | '.join(map(str, error['steps']))} |")
-                lines.append("|---" + "|---:" * len(cells) + "|")
-            label = f"{name}, {setting}" if name == "Reptile" else name
-            lines.append(f"| {label} | {' | '.join(cells)} |")
-    return lines
+            columns = ["after SGD steps", *map(str, error["inner steps"])]
+            lines.append([f"{name}, {setting}" if name == "Reptile" else name, *cells])
+    return tables.markdown(columns, lines)
 
 
-def draw_learning_curves(found: dict[str, Any]) -> None:
-    """One picture for each training: the loss before its first and its last inner step."""
-    for training, results in _by_training(found):
+def policies_table(arms: Arms) -> str:
+    """Accuracy by where the inner optimiser starts."""
+    lines = [[f'`"{name}"`', *_both(arm)] for name, arm in arms.items()]
+    return tables.markdown(["inner_opt_state", "transductive", "non-transductive"], lines)
+
+
+def scores_table(arms: Arms) -> str:
+    """Accuracy in both ways after all inner steps."""
+    lines = [_both(arm, " %") for arm in arms.values()]
+    return tables.markdown(["transductive", "non-transductive"], lines)
+
+
+def _both(arm: dict[str, Any], unit: str = "") -> list[str]:
+    scores = arm["data"]["scores"]["Reptile"]
+    last = lambda mode, of: 100 * scores[mode][of][-1]
+    modes = ("transductive", "non-transductive")
+    return [f"{last(mode, 'mean'):.2f} ± {last(mode, 'ci95'):.2f}{unit}" for mode in modes]
+
+
+def draw(results: Path) -> None:
+    """A picture for each training: the loss before its first and its last inner step."""
+    folder = results / "paper"
+    found = [records.newest(folder / f"{name}.json") for name in ("rows", "beyond", "m15_made")]
+    names = sorted(itertools.chain.from_iterable(found))
+    arms = {name: next(part[name] for part in found if name in part) for name in names}
+    (folder / "learning_curves").mkdir(parents=True, exist_ok=True)
+    for training, seeds in by_training(arms):
         curves = {}
-        for seed, result in results.items():
-            curve = result["learning curve"]
+        for seed, arm in seeds.items():
+            curve = arm["data"]["learning curve"]
             steps = np.array(curve["meta steps"])
             curves[f"{seed}, before the first inner step"] = steps, np.array(curve["first_loss"])
             curves[f"{seed}, before the last"] = steps, np.array(curve["last_loss"])
-        plots.learning_curve(RESULTS / f"{training}.png", training, curves)
+        path = folder / "learning_curves" / f"{training}.png"
+        plots.learning_curve(path, training, curves)
 
 
-def _by_training(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names of trainings, and their results by seed; a training counts as its own row alone."""
+def by_training(arms: Arms) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names of trainings, and their arms by seed; each training counts once, as its own row."""
     trainings: dict[str, dict[str, Any]] = defaultdict(dict)
-    for name, result in found.items():
-        own = name.startswith(result.get("preset", "")) and "-balanced-eval" not in name
-        if "learning curve" in result and own:
+    for name, arm in arms.items():
+        own = name.startswith(arm["data"].get("preset", "")) and "-balanced-eval" not in name
+        if "learning curve" in arm["data"] and own:
             training, _, seed = name.partition("-seed")
-            trainings[training][f"seed {seed}" if seed else training] = result
+            trainings[training][f"seed {seed}" if seed else training] = arm
     yield from trainings.items()

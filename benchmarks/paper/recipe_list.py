@@ -1,4 +1,4 @@
-"""The ways to train that `recipes` tries: rows of the paper, each with something changed."""
+"""The ways to train that `recipes` tries: rows of the paper, each with a change."""
 
 import dataclasses
 import functools
@@ -9,50 +9,47 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reptile_jax import presets
-from reptile_jax.fewshot_problem import (
+import reptile_jax as rj
+from reptile_jax.app.config import FewShotConfig
+from reptile_jax.app.experiments.few_shot import (
     classifier_left_alone,
+    learned_by,
     meta_optimizer,
     meta_rate_schedule,
-    problem_of,
 )
-from reptile_jax.reptile import MetaGradient, inner_loop, reptile
-from reptile_jax.task_axis import TaskGradient
-
-Config = presets.FewShotImages
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a training differs from the paper's; by default in nothing."""
+    """How a training differs from the paper's."""
 
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the configuration
-    outer: Callable[[Config], optax.GradientTransformation] | None = None
-    inner: Callable[[Config], optax.GradientTransformation] | None = None
-    meta_gradient: Callable[..., MetaGradient] = reptile  # of a loss and the inner optimiser
-    averaged: bool = False  # scores the mean of the parameters over the second half of training
+    outer: Callable[[FewShotConfig], optax.GradientTransformation] | None = None
+    inner: Callable[[FewShotConfig], optax.GradientTransformation] | None = None
+    meta_gradient: Callable[..., rj.MetaGradient] = rj.reptile  # of a loss and the inner optimiser
+    averaged: bool = False  # score the mean of the parameters over the second half of training
 
 
-def _cosine(config: Config) -> optax.GradientTransformation:
+def _cosine(config: FewShotConfig) -> optax.GradientTransformation:
     return optax.sgd(optax.cosine_decay_schedule(config.meta_rate, config.meta_steps))
 
 
-def _adam(config: Config) -> optax.GradientTransformation:
+def _adam(config: FewShotConfig) -> optax.GradientTransformation:
     return optax.adam(meta_rate_schedule(config))
 
 
-def _classifier_as_initialised(config: Config) -> optax.GradientTransformation:
+def _classifier_as_initialised(config: FewShotConfig) -> optax.GradientTransformation:
     return classifier_left_alone(meta_optimizer(config))
 
 
-def _inner_from(first: float) -> Callable[[Config], optax.GradientTransformation]:
+def _inner_from(first: float) -> Callable[[FewShotConfig], optax.GradientTransformation]:
     """The presets' inner Adam, its rate annealed from `first` to theirs over the whole training.
 
-    The count of steps is in the inner state: training hands it on, evaluation starts from it.
-    The presets' is 0.001 for 5 ways and 0.0005 for 20.
+    The inner optimiser's state counts the steps: training hands it on, evaluation starts from it.
+    The presets' rate is 0.001 for 5 ways and 0.0005 for 20.
     """
 
-    def inner(config: Config) -> optax.GradientTransformation:
+    def inner(config: FewShotConfig) -> optax.GradientTransformation:
         rate = optax.linear_schedule(
             -first, -config.inner_rate, config.meta_steps * config.inner_steps
         )
@@ -62,36 +59,36 @@ def _inner_from(first: float) -> Callable[[Config], optax.GradientTransformation
     return inner
 
 
-def _inner_decay(share: float) -> Callable[[Config], optax.GradientTransformation]:
-    """The presets' inner Adam, with parameters losing a `share` of themselves at every step.
+def _inner_decay(share: float) -> Callable[[FewShotConfig], optax.GradientTransformation]:
+    """The presets' inner Adam with weight decay: parameters shrink by a `share` at every step.
 
-    The released code's `--weight-decay`, which the paper leaves at none, is 1 - share. In front of
-    batch norm the size of a kernel only divides the rates, and without this it grows.
+    The released code's `--weight-decay`, which the paper does not use, is 1 - share. In front of
+    batch norm the size of a kernel only divides the rates; without decay it grows.
     """
 
-    def inner(config: Config) -> optax.GradientTransformation:
+    def inner(config: FewShotConfig) -> optax.GradientTransformation:
         decay = optax.add_decayed_weights(-share)
-        return optax.chain(problem_of(config).inner_optimizer, decay)
+        return optax.chain(learned_by(config).inner_optimizer, decay)
 
     return inner
 
 
-def _later_steps(first: float) -> Callable[..., MetaGradient]:
-    """Reptile in which the first inner step's update counts `first` times."""
+def _later_steps(first: float) -> Callable[..., rj.MetaGradient]:
+    """Reptile that counts the first inner step's update `first` times."""
 
     def meta_gradient(loss_fn, inner_optimizer):
-        adapt = functools.partial(inner_loop, loss_fn, inner_optimizer)
+        adapt = functools.partial(rj.inner_loop, loss_fn, inner_optimizer)
 
-        def estimate(params, opt_state, task):
+        def compute(params, opt_state, task):
             head = jax.tree.map(lambda leaf: leaf[:1], task.support)
             tail = jax.tree.map(lambda leaf: leaf[1:], task.support)
             one = adapt(params, head, opt_state)
             end = adapt(one.params, tail, one.opt_state)
             weigh = lambda start, after, last: first * (start - after) + (after - last)
             delta = jax.tree.map(weigh, params, one.params, end.params)
-            return TaskGradient(delta, end.opt_state, jnp.concatenate([one.losses, end.losses]))
+            return rj.TaskGradient(delta, end.opt_state, jnp.concatenate([one.losses, end.losses]))
 
-        return MetaGradient(inner_optimizer.init, estimate)
+        return rj.MetaGradient(inner_optimizer.init, compute)
 
     return meta_gradient
 
@@ -118,7 +115,7 @@ RECIPES: dict[str, Recipe] = {
     "a meta-batch of one": Recipe({"meta_batch": 1}),
     "a meta-batch of two": Recipe({"meta_batch": 2}),
     "a meta-batch of ten": Recipe({"meta_batch": 10}),
-    "inner state carried": Recipe({"inner_state": "carried"}),
+    "inner state carried": Recipe({"inner_opt_state": "carry"}),
     "first inner step left out": Recipe(meta_gradient=_later_steps(0.0)),
     "first inner step doubled": Recipe(meta_gradient=_later_steps(2.0)),
     "classifier as initialised": Recipe(outer=_classifier_as_initialised),
@@ -154,7 +151,7 @@ RECIPES: dict[str, Recipe] = {
         {**_PAIRS, **_BALANCED, "inner_rate": 2e-3}
     ),
     "pairs, balanced batches, inner state carried": Recipe(
-        {**_PAIRS, **_BALANCED, "inner_state": "carried"}
+        {**_PAIRS, **_BALANCED, "inner_opt_state": "carry"}
     ),
     "pairs, balanced batches, iterates averaged": Recipe(
         {**_PAIRS, **_BALANCED, "meta_rate_final": 1.0}, averaged=True

@@ -1,4 +1,4 @@
-"""The same meta step in other hands: the obvious JAX, and the bare matrix products alone."""
+"""The same meta step written in other ways, down to its bare matrix products."""
 
 import functools
 from collections.abc import Callable
@@ -9,13 +9,30 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from benchmarks.workloads import Workload
-from reptile_jax import MetaLearner, models
-from reptile_jax.devices import Mesh, over_devices, replicate
-from reptile_jax.train import meta_steps
+import reptile_jax as rj
+from benchmarks.speed.workloads import Workload
+from reptile_jax._devices import Mesh, over_devices
 
 
-def stepping(learner: MetaLearner, params, tasks) -> Callable:
+def learner_of(
+    workload: Workload, at_once: int | None = None, mesh: Mesh | None = None
+) -> rj.MetaLearner:
+    """The library's own learner, as its presets configure it."""
+    return rj.meta_learner(
+        rj.reptile(workload.loss_fn, workload.inner_optimizer),
+        optax.sgd(1.0),
+        inner_opt_state=workload.inner_opt_state,
+        tasks_at_once=at_once,
+        mesh=mesh,
+    )
+
+
+def ours(workload: Workload, tasks, at_once: int | None = None, mesh: Mesh | None = None):
+    """The library's own meta step."""
+    return stepping(learner_of(workload, at_once, mesh), workload.params, tasks)
+
+
+def stepping(learner: rj.MetaLearner, params, tasks) -> Callable:
     """Calls the learner's step again and again, each on the state that the last one left."""
     states = [learner.init(params)]
 
@@ -27,12 +44,12 @@ def stepping(learner: MetaLearner, params, tasks) -> Callable:
     return arm
 
 
-def dispatching(learner: MetaLearner, workload: Workload, num_steps: int, meta_batch: int):
+def dispatching(learner: rj.MetaLearner, workload: Workload, num_steps: int, meta_batch: int):
     """Takes `num_steps` meta steps in one dispatch, on tasks drawn on the device."""
     states, key = [learner.init(workload.params)], jax.random.key(0)
 
     def arm():
-        state, infos = meta_steps(
+        state, infos = rj.meta_steps(
             learner,
             states.pop(),
             workload.distribution,
@@ -47,9 +64,9 @@ def dispatching(learner: MetaLearner, workload: Workload, num_steps: int, meta_b
 
 
 class ObviousNet(nn.Module):
-    """`models.ConvNet` as it is written first: Flax's own convolution, batch norm and pooling."""
+    """`rj.nn.ConvNet` as one first writes it: Flax's own convolution, batch norm and pooling."""
 
-    like: models.ConvNet
+    like: rj.nn.ConvNet
 
     @nn.compact
     def __call__(self, x):
@@ -62,7 +79,7 @@ class ObviousNet(nn.Module):
         return nn.Dense(self.like.ways)(x.reshape(x.shape[0], -1))
 
 
-def obvious(workload: Workload, model: models.ConvNet, tasks, *, adam: float) -> Callable:
+def obvious(workload: Workload, model: rj.nn.ConvNet, tasks, *, adam: float) -> Callable:
     """`vmap(scan(grad(conv)))`, Adam inside, the mean of the deltas outside; one dispatch."""
     net = ObviousNet(model)
     inputs = jax.tree.leaves(tasks.support)[0][0, 0]
@@ -186,5 +203,5 @@ def bare_products(
 
     if mesh is None:
         return functools.partial(jax.jit(run), (weights, inputs))
-    held = replicate((weights, inputs), mesh)
+    held = rj.replicate((weights, inputs), mesh)
     return functools.partial(jax.jit(over_devices(run, mesh)), held, jnp.zeros(mesh.size))

@@ -10,8 +10,9 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from benchmarks import measure
-from reptile_jax import convolution, layers
+import reptile_jax as rj
+from benchmarks.tables import Table
+from benchmarks.timing import interleaved, paired_ratio
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -48,14 +49,14 @@ def nine_products(image, kernel, stride):
 
 def ours(image, kernel, stride):
     """The library's."""
-    return convolution.conv_general_dilated(
+    return rj.nn.conv_general_dilated(
         image, kernel, (stride, stride), "SAME", dimension_numbers=LAYOUT
     )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def canonical(image, kernel, stride):
-    """XLA's convolution with gradients that are convolutions in the very layout it is fast in."""
+    """XLA's convolution, with gradients that are convolutions in the layout where XLA is fast."""
     return native(image, kernel, stride)
 
 
@@ -92,8 +93,8 @@ canonical.defvjp(
 def batch_groups(image, kernel, stride):
     """XLA's, but under `vmap` the kernels' gradient has `batch_group_count` = tasks.
 
-    That is the form of `grad(vmap)`, which the GPU compiler gives to cuDNN's own kernel; the form
-    of `vmap(grad)`, a convolution with a kernel as large as the image, it does not.
+    That is the form of `grad(vmap)`, for which the GPU compiler has a kernel of cuDNN. It has none
+    for the form of `vmap(grad)`, a convolution with a kernel as large as the image.
     """
     return native(image, kernel, stride)
 
@@ -170,12 +171,12 @@ def one_after_another(function):
     return lambda *args: lax.map(lambda arg: function(*arg), args)
 
 
-def formulations(quick: bool = False) -> None:
+def formulations(quick: bool = False) -> Table:
     """Ways to write a 3x3 convolution, on the paper's layers: how long a training step takes.
 
-    Forward and both gradients, in a loop over steps as inner loops have it. Five tasks are side by
-    side under `vmap`, and in the last column one after another, which is how the library
-    runs them on a CPU. A multiple above 1 is slower than the library's own formulation.
+    Forward and both gradients, in a loop over steps as in an inner loop. Five tasks run side by
+    side under `vmap`, and in the last column one after another, as the library runs them on a CPU.
+    A multiple above 1 is slower than the library's own formulation.
     """
     rounds, sizes = (2, LAYERS[3:4]) if quick else (5, LAYERS)
     random = np.random.default_rng(0)
@@ -193,15 +194,14 @@ def formulations(quick: bool = False) -> None:
         if tasks > 1:
             programs["in a loop"] = training(ours, stride, steps, axis=one_after_another)
         arms = {name: functools.partial(run, kernel, image) for name, run in programs.items()}
-        measured = measure.interleaved(arms, repeats=rounds, seconds=0.05)
+        measured = interleaved(arms, repeats=rounds, seconds=0.05)
         name = f"{size}x{size}x{fan_in}, stride {stride}, {tasks} task{'s' * (tasks > 1)}"
         data[name] = {"steps": steps, **measured}
         mine = measured.pop("ours")
-        ratios = {name: measure.paired_ratio(times, mine) for name, times in measured.items()}
+        ratios = {name: paired_ratio(times, mine) for name, times in measured.items()}
         cells = [f"{ratios[way]:.2f}" if way in ratios else "" for way in _columns(others)]
         rows.append([name, f"{mine['median'] / steps:.2f}", *cells])
-    measure.save(
-        "convolutions",
+    return Table(
         "One step, forward and both gradients, in a scan; others as multiples of ours",
         ["layer", "ours, ms", *(name.replace("_", " ") for name in _columns(others))],
         rows,
@@ -213,14 +213,14 @@ def _columns(others):
     return [*(way.__name__ for way in others), "in a loop"]
 
 
-def pooling(quick: bool = False) -> None:
+def pooling(quick: bool = False) -> Table:
     """2x2 max-pooling of the mini-ImageNet network's layers: how long a training step takes.
 
-    Forward and gradient, in a loop over steps. Flax's is a window reduction, whose gradient is a
-    scatter on a CPU.
+    Forward and gradient, in a loop over steps. Flax's is a window reduction; on a CPU its gradient
+    is a scatter.
     """
     rounds, sizes = (2, (11,)) if quick else (7, (84, 42, 21, 11))
-    pools = {"ours": layers.max_pool, "flax": nn.max_pool}
+    pools = {"ours": rj.nn.max_pool, "flax": nn.max_pool}
     rows, data = [], {}
     for size, tasks in itertools.product(sizes, (1, 5)):
         steps = 10 if size < 30 and not quick else 2
@@ -228,15 +228,14 @@ def pooling(quick: bool = False) -> None:
         image = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
         programs = {name: _pooled(pool, steps) for name, pool in pools.items()}
         arms = {name: functools.partial(run, image) for name, run in programs.items()}
-        measured = measure.interleaved(arms, repeats=rounds, seconds=0.05)
+        measured = interleaved(arms, repeats=rounds, seconds=0.05)
         name = f"{size}x{size}x32, {tasks} task{'s' * (tasks > 1)}"
         data[name] = {"steps": steps, **measured}
-        ratio = measure.paired_ratio(measured["flax"], measured["ours"])
+        ratio = paired_ratio(measured["flax"], measured["ours"])
         rows.append(
             [name, *(f"{measured[n]['median'] / steps:.2f}" for n in pools), f"{ratio:.2f}"]
         )
-    measure.save(
-        "pooling",
+    return Table(
         "One step of 2x2 max-pooling, forward and gradient, in a scan",
         ["layer", "ours, ms", "flax, ms", "flax as a multiple of ours"],
         rows,

@@ -1,4 +1,4 @@
-"""Whether the library computes what it should on this device: against float64 on the host."""
+"""Whether the library computes the right values on this device: against float64 on the host."""
 
 import itertools
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import convolutions
-from benchmarks.arms import ObviousNet
-from reptile_jax import Batch, Task, meta_learner, models, reptile
+import reptile_jax as rj
+from benchmarks.speed import convolutions
+from benchmarks.speed.arms import ObviousNet
 
-# By what jax calls it, the precision of float32 products. bfloat16 is a dtype, not a precision.
+# The precision of float32 products, as JAX calls it. bfloat16 is a dtype, not a precision.
 PRECISIONS = {"TF32": "tensorfloat32", "float32": "highest", "bfloat16": None}
-# By largest error over the norm of what is right; TF32 has 10 bits of mantissa, bfloat16 7.
+# The largest error over the norm of the true value; TF32 has 10 bits of mantissa, bfloat16 7.
 TOLERANCES = {"float32": 1e-5, "TF32": 5e-3, "bfloat16": 4e-2}
 
 
@@ -29,13 +29,13 @@ def cells(quick: bool) -> Iterator:
             ),
         )
     nets = {
-        "strided": (models.omniglot_net(5), 28, 1),
-        "pooled": (models.mini_imagenet_net(5), 42, 3),
+        "strided": (rj.nn.omniglot_net(5), 28, 1),
+        "pooled": (rj.nn.mini_imagenet_net(5), 42, 3),
     }
     if quick:
-        nets = {"pooled": (models.ConvNet(3, features=4, pool=True, blocks=1), 7, 2)}
+        nets = {"pooled": (rj.nn.ConvNet(3, features=4, pool=True, blocks=1), 7, 2)}
     for (kind, net), name in itertools.product(nets.items(), ("TF32", "float32")):
-        # Inner steps carry rounding on, and a ReLU or a maximum may tip over.
+        # Inner steps carry rounding errors on, and a ReLU or a maximum may switch.
         yield (
             [f"a meta step of the {kind} network", name],
             lambda net=net, name=name: _verdict(
@@ -69,7 +69,7 @@ def convolution_error(stride: int, precision: str | None) -> float:
         return _distance(gradients(convolutions.ours, *given), right)
 
 
-def meta_step_error(model: models.ConvNet, size: int, channels: int, precision: str) -> float:
+def meta_step_error(model: rj.nn.ConvNet, size: int, channels: int, precision: str) -> float:
     """The error of two tasks' mean delta, three steps of gradient descent, over its true norm."""
     random = np.random.default_rng(0)
     images = random.uniform(size=(2, 3, 10, size, size, channels)).astype(np.float32)
@@ -77,9 +77,9 @@ def meta_step_error(model: models.ConvNet, size: int, channels: int, precision: 
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0), images[0, 0]))
     rate = 0.05
     with jax.default_matmul_precision(precision):
-        tasks = Task(Batch(jnp.asarray(images), jnp.asarray(labels)))
-        learner = meta_learner(
-            reptile(models.cross_entropy(model.apply), optax.sgd(rate)),
+        tasks = rj.Task(rj.Batch(jnp.asarray(images), jnp.asarray(labels)))
+        learner = rj.meta_learner(
+            rj.reptile(rj.nn.cross_entropy(model.apply), optax.sgd(rate)),
             optax.sgd(1.0),
             tasks_at_once=2,
         )
@@ -89,7 +89,7 @@ def meta_step_error(model: models.ConvNet, size: int, channels: int, precision: 
     return _distance(change(moved, params), right)
 
 
-def _in_float64(model: models.ConvNet, params, images, labels, rate: float):
+def _in_float64(model: rj.nn.ConvNet, params, images, labels, rate: float):
     """A meta step by gradient descent on the host in double precision, in Flax's own layers.
 
     Args:
@@ -121,7 +121,7 @@ def _in_float64(model: models.ConvNet, params, images, labels, rate: float):
 
 
 def _distance(found, right) -> float:
-    """The norm of the difference over the norm of what is right, over all leaves together."""
+    """The norm of the difference over the norm of the true value, over all leaves together."""
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(right), strict=True)
     squares = [
         (np.sum((np.float64(a) - np.float64(b)) ** 2), np.sum(np.float64(b) ** 2)) for a, b in pairs

@@ -1,26 +1,26 @@
 """A meta step on one and on two virtual CPU devices, and a model of what it costs on more."""
 
 import contextlib
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from benchmarks import measure, workloads
-from reptile_jax import meta_learner, reptile
-from reptile_jax.devices import AXIS, over_devices, replicate, task_mesh
-from reptile_jax.train import meta_steps
+import reptile_jax as rj
+from benchmarks.speed import workloads
+from benchmarks.speed.arms import learner_of
+from benchmarks.tables import Table
+from benchmarks.timing import interleaved, paired_ratio, process
+from reptile_jax._devices import AXIS, over_devices
 
 _THREADS = {"shared": "", "one each": "--xla_cpu_multi_thread_eigen=false"}
 _SIZES = (2**12, 2**22)  # float32s in an all-reduce
 
 
-def sharing(quick: bool = False) -> None:
-    """One and two devices on the same cores; time predicted from a few measurements."""
+def sharing(quick: bool = False) -> Table:
+    """One and two devices on the same cores, and times predicted from a few measurements."""
     batches, rounds = ((5, 8), 2) if quick else ((5, 8, 16, 40), 15)
     rows, data = [], {}
     with contextlib.ExitStack() as stack:
@@ -33,7 +33,7 @@ def sharing(quick: bool = False) -> None:
                 if devices == 2:
                     for size in _SIZES:
                         arms[f"{threads}, reduce, {size}"] = _asking(ask, f"reduce {size}")
-        data["times"] = measure.interleaved(arms, repeats=rounds)
+        data["times"] = interleaved(arms, repeats=rounds)
     for threads in _THREADS:
         ms = {
             key: data["times"][f"{threads}, {key}"]
@@ -45,7 +45,7 @@ def sharing(quick: bool = False) -> None:
             for tasks in batches:
                 times = ms[f"{devices}, {tasks}"]
                 fitted = tasks in ((batches[0], batches[-1]) if devices == 1 else (8,))
-                ratio = measure.paired_ratio(ms[f"1, {tasks}"], times)
+                ratio = paired_ratio(ms[f"1, {tasks}"], times)
                 rows.append(
                     [
                         f"{devices}, threads {threads}",
@@ -57,9 +57,8 @@ def sharing(quick: bool = False) -> None:
                         "fitted" if fitted else f"{_predicted(model, devices, tasks):.1f}",
                     ]
                 )
-    measure.save(
-        "devices",
-        "A meta step of o15 on virtual CPU devices, and as the cost model has it",
+    return Table(
+        "A meta step of o15 on virtual CPU devices, and by the cost model",
         ["devices", "tasks", "ms", "quartiles", "tasks/s", "speed-up over one", "model, ms"],
         rows,
         data,
@@ -107,28 +106,24 @@ def _all_reduce_bytes() -> int:
     return 4 * sum(leaf.size for leaf in jax.tree.leaves((workload.params, state)))
 
 
-# A process has one number of devices, so each number has a process of its own. It stays alive, and
-# an arm asks it for one piece of work and waits for its answer.
+# A process has one number of devices, so each number needs a process of its own. It stays alive; an
+# arm asks it for one piece of work and waits for its answer.
 
 _REPEATS = 20  # all-reduces in one piece of work
 
 
 @contextlib.contextmanager
 def _worker(devices: int, flag: str) -> Iterator[Callable[[str], None]]:
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-    env = {**os.environ, "XLA_FLAGS": flags}
-    argv = [sys.executable, "-m", "benchmarks.devices", str(devices)]
-    with subprocess.Popen(
-        argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    ) as process:
+    argv = ("-m", "benchmarks.speed.devices", str(devices))
+    with process(*argv, flags=flag, stdin=subprocess.PIPE, bufsize=1) as worker:
 
         def ask(work: str) -> None:
-            print(work, file=process.stdin, flush=True)
-            if process.stdout.readline() != "done\n":
+            print(work, file=worker.stdin, flush=True)
+            if worker.stdout.readline() != "done\n":
                 raise RuntimeError(f"the process of {devices} devices failed at {work!r}")
 
         yield ask
-        process.stdin.close()
+        worker.stdin.close()
 
 
 def _asking(ask: Callable[[str], None], work: str) -> Callable[[], None]:
@@ -137,16 +132,11 @@ def _asking(ask: Callable[[str], None], work: str) -> Callable[[], None]:
 
 def _serve(devices: int) -> None:
     jax.config.update("jax_num_cpu_devices", devices)
-    mesh = task_mesh()
+    mesh = rj.task_mesh()
     workload = workloads.few_shot("o15")
-    learner = meta_learner(
-        reptile(workload.loss_fn, workload.inner_optimizer),
-        optax.sgd(1.0),
-        inner_state=workload.inner_state,
-        mesh=mesh,
-    )
+    learner = learner_of(workload, mesh=mesh)
     state = learner.init(workload.params)
-    distribution, key = replicate((workload.distribution, jax.random.key(0)), mesh)
+    distribution, key = rj.replicate((workload.distribution, jax.random.key(0)), mesh)
 
     @jax.jit
     def reduce(vector):
@@ -154,11 +144,11 @@ def _serve(devices: int) -> None:
         run = lambda vector, _: jax.lax.fori_loop(0, _REPEATS, mean, vector)
         return over_devices(run, mesh)(vector, jnp.zeros(devices))
 
-    vectors = {size: replicate(jnp.ones(size), mesh) for size in _SIZES}
+    vectors = {size: rj.replicate(jnp.ones(size), mesh) for size in _SIZES}
     for line in sys.stdin:
         work, number = line.split()
         if work == "step":
-            state, _ = meta_steps(
+            state, _ = rj.meta_steps(
                 learner, state, distribution, key, num_steps=1, meta_batch=int(number)
             )
             jax.block_until_ready(state)

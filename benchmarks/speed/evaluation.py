@@ -2,23 +2,25 @@
 
 import jax
 
-from benchmarks import measure, workloads
-from benchmarks.throughput import ours
-from reptile_jax import fewshot, presets
-from reptile_jax.evaluate import evaluate
-from reptile_jax.fewshot_problem import problem_of
+import reptile_jax as rj
+from benchmarks.speed import workloads
+from benchmarks.speed.arms import ours
+from benchmarks.tables import Table
+from benchmarks.timing import interleaved, paired_ratio
+from reptile_jax.app import presets
+from reptile_jax.app.experiments import few_shot
 
 
-def throughput(quick: bool = False) -> None:
-    """An evaluation beside training on as many images: at most 1.3 times the time is aimed at.
+def throughput(quick: bool = False) -> Table:
+    """The time of an evaluation and of training on as many images. The aim: at most 1.3 times.
 
-    A task is adapted in 50 steps of 5 images, and its query images are classified in both ways
-    before and after. The images of that are those of five training tasks.
+    The evaluation adapts to a task in 50 steps of 5 images and classifies its query images in both
+    ways before and after. That is as many images as in five training tasks.
     """
     rounds, number = (2, 2) if quick else (9, 10)
     config = presets.PAPER["o15"]
-    workload, problem = workloads.few_shot("o15"), problem_of(config)
-    held_out = fewshot.few_shot(
+    workload, learned = workloads.few_shot("o15"), few_shot.learned_by(config)
+    held_out = rj.tasks.few_shot(
         workload.distribution.classes,
         ways=config.ways,
         shots=config.shots,
@@ -26,14 +28,14 @@ def throughput(quick: bool = False) -> None:
         steps=config.eval_steps,
         batch_size=config.eval_batch,
     )
-    score = fewshot.accuracy(problem.model.apply)
-    opt_state = problem.inner_optimizer.init(workload.params)
+    score_fn = rj.tasks.accuracy(learned.model.apply)
+    opt_state = learned.inner_optimizer.init(workload.params)
 
     def evaluation():
-        return evaluate(
-            problem.loss_fn,
-            score,
-            problem.inner_optimizer,
+        return rj.evaluate(
+            workload.loss_fn,
+            score_fn,
+            learned.inner_optimizer,
             workload.params,
             held_out,
             jax.random.key(0),
@@ -42,19 +44,18 @@ def throughput(quick: bool = False) -> None:
         ).mean
 
     # 50 steps of 5 images are the images of five training tasks.
-    measured = measure.interleaved(
+    measured = interleaved(
         {"evaluation": evaluation, "training": ours(workload, workload.tasks(5 * number))},
         repeats=rounds,
         seconds=1.0,
     )
-    ratio = measure.paired_ratio(measured["evaluation"], measured["training"])
+    ratio = paired_ratio(measured["evaluation"], measured["training"])
     rows = [
         [name, f"{times['median'] / number:.1f}", f"{1e3 * number / times['median']:.1f}"]
         for name, times in measured.items()
     ]
     rows.append(["ratio", f"{ratio:.2f}", ""])
-    measure.save(
-        "evaluation",
+    return Table(
         "250 images: an evaluation of 50 steps, scored both ways; five training tasks",
         ["arm", "ms", "per second"],
         rows,

@@ -1,4 +1,4 @@
-"""The questions that `gpu` asks: each a list of cells, the most telling first."""
+"""The questions that `gpu` asks. Each is a list of cells, the most important first."""
 
 import functools
 import itertools
@@ -9,11 +9,12 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from benchmarks import arms, convolutions, correctness, measure, workloads
-from benchmarks.correctness import PRECISIONS
-from benchmarks.throughput import at_meta_batch, learner_of
+from benchmarks import timing
+from benchmarks.speed import arms, convolutions, correctness, workloads
+from benchmarks.speed.correctness import PRECISIONS
+from benchmarks.speed.meta_steps import at_meta_batch
 
-# What a row is called, and what measures it: its figures as words, and all data.
+# The labels of a row, and a function that measures it: its figures as words, and all data.
 Cells: TypeAlias = Iterator[tuple[list[str], Callable[[], tuple[list[str], dict[str, Any]]]]]
 
 
@@ -65,15 +66,15 @@ def bandwidth(quick: bool):
 
 def _timed(arm: Callable[[], Any], quick: bool) -> dict[str, Any]:
     seconds, repeats = (0.01, 2) if quick else (0.15, 5)
-    return measure.interleaved({"arm": arm}, repeats=repeats, seconds=seconds)["arm"]
+    return timing.interleaved({"arm": arm}, repeats=repeats, seconds=seconds)["arm"]
 
 
 def throughput(quick: bool) -> Cells:
     """Tasks per second by the size of the meta-batch, with the library's defaults.
 
-    Beside them, the share of the measured speed of batched bare products, of a large product and of
-    a large copy. For the copy, what a task moves is taken to be each operand and result of its
-    products once; the rest of its traffic is not counted.
+    The last columns are shares of the measured speed of batched bare products, of a large product
+    and of a large copy. For the copy, a task moves each operand and result of its products once;
+    the rest of its traffic does not count.
     """
     # Side by side at most, by what a task takes of the memory.
     most = {"o15": 1024, "o120": 512, "m15": 128, "sinusoid": 4096}
@@ -162,7 +163,7 @@ def command_buffers(quick: bool) -> Cells:
 
 def _dispatched(name, tasks, steps, quick) -> tuple[list[str], dict[str, Any]]:
     workload = workloads.named(name)
-    arm = arms.dispatching(learner_of(workload, tasks), workload, steps, tasks)
+    arm = arms.dispatching(arms.learner_of(workload, tasks), workload, steps, tasks)
     times = _timed(arm, quick)
     return _pace(times, tasks, steps), times
 

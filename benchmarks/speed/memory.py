@@ -1,27 +1,27 @@
-"""Cost and memory of the family against the number of inner steps, and of large models."""
+"""Time and memory of the three meta-gradients by inner steps, and memory of large models."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks import arms, measure, workloads
-from reptile_jax import MetaLearner, Task, fomaml, maml, meta_learner, reptile
+import reptile_jax as rj
+from benchmarks.speed import arms, workloads
+from benchmarks.tables import Table
+from benchmarks.timing import interleaved, printed_by
 
-FAMILY = {"Reptile": reptile, "FOMAML": fomaml, "MAML": maml}
+FAMILY = {"Reptile": rj.reptile, "FOMAML": rj.fomaml, "MAML": rj.maml}
 
 
-def memory(quick: bool = False) -> None:
+def by_inner_steps(quick: bool = False) -> Table:
     """Time and memory of a meta step by its number of inner steps.
 
-    Reptile and FOMAML keep one step's activations, whatever their number; MAML differentiates
-    through the inner loop and keeps those of all. Temporary memory is what the compiled program
-    asks for besides its arguments and results; beside it stands by how much a fresh process grows
-    while it takes the step, once all is compiled, where the system tells.
+    Reptile and FOMAML keep the activations of one step. MAML differentiates through the inner loop
+    and keeps those of all steps. Temporary memory is what the compiled program asks for besides
+    its arguments and results. The last column is the growth of a fresh process while it takes the
+    compiled step, where the system reports it.
     """
     rounds = 2 if quick else 5
     workload = workloads.few_shot("o15")
@@ -29,21 +29,20 @@ def memory(quick: bool = False) -> None:
     for steps in (1, 5) if quick else (1, 5, 10, 25, 50):
         learners = {name: _learner(name, workload) for name in FAMILY}
         tasks = _one_task(workload, steps)
-        measured = measure.interleaved(
+        measured = interleaved(
             {name: arms.stepping(l, workload.params, tasks) for name, l in learners.items()},
             repeats=rounds,
         )
         for name, learner in learners.items():
             compiled = learner.step.lower(learner.init(workload.params), tasks).compile()
             temporary = compiled.memory_analysis().temp_size_in_bytes
-            call = f"from benchmarks import family; print(family.growth({name!r}, {steps}))"
-            grown = float(_in_a_process(call))
+            call = f"from benchmarks.speed import memory; print(memory.growth({name!r}, {steps}))"
+            grown = float(printed_by(call))
             measured[name] |= {"temporary_bytes": temporary, "grown_bytes": grown}
             cells = [f"{measured[name]['median']:.1f}", f"{temporary / 2**20:.1f}"]
             rows.append([name, str(steps), *cells, f"{grown / 2**20:.1f}" if grown > 0 else ""])
         data[steps] = measured
-    measure.save(
-        "memory",
+    return Table(
         "A meta step of one o15 task by its number of inner steps, SGD inside and outside",
         ["meta-gradient", "inner steps", "ms", "temporary MiB", "process grows by MiB"],
         rows,
@@ -52,7 +51,7 @@ def memory(quick: bool = False) -> None:
 
 
 def growth(name: str, steps: int) -> int:
-    """Bytes by which this process peaks above what it held, in a meta step; -1 if not to be had."""
+    """By how many bytes this process grows in a meta step; -1 where the system does not say."""
     workload = workloads.few_shot("o15")
     learner, tasks = _learner(name, workload), _one_task(workload, steps)
     state = learner.init(workload.params)
@@ -71,26 +70,14 @@ def _status(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def _learner(name: str, workload: workloads.Workload) -> MetaLearner:
-    return meta_learner(FAMILY[name](workload.loss_fn, optax.sgd(0.01)), optax.sgd(1.0))
+def _learner(name: str, workload: workloads.Workload) -> rj.MetaLearner:
+    return rj.meta_learner(FAMILY[name](workload.loss_fn, optax.sgd(0.01)), optax.sgd(1.0))
 
 
-def _one_task(workload: workloads.Workload, steps: int) -> Task:
+def _one_task(workload: workloads.Workload, steps: int) -> rj.Task:
     batches = workload.tasks(1).support
     tile = lambda leaf: jnp.concatenate([leaf] * -(-steps // 5), axis=1)[:, :steps]
-    return Task(jax.tree.map(tile, batches), jax.tree.map(lambda leaf: leaf[:, 0], batches))
-
-
-def _in_a_process(code: str, *argv: str) -> str:
-    """The last line that a fresh process prints."""
-    out = subprocess.run(
-        [sys.executable, "-c", code, *argv],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parent.parent,
-    )
-    return out.stdout.splitlines()[-1]
+    return rj.Task(jax.tree.map(tile, batches), jax.tree.map(lambda leaf: leaf[:, 0], batches))
 
 
 _LARGE = """
@@ -115,14 +102,14 @@ print(json.dumps({"parameters": layers * width**2, "bytes": peak() - before}))
 """
 
 
-def large_model(quick: bool = False) -> None:
+def large_model(quick: bool = False) -> Table:
     """How large a model fits: the process's peak memory as a multiple of the parameters' size.
 
-    At most 6 is aimed at. What the process held before it made the parameters is taken off.
+    The aim: at most 6. Memory that the process used before it made the parameters does not count.
     """
     rows, data = [], []
     for width in (500,) if quick else (1250, 2500, 5000):
-        found = json.loads(_in_a_process(_LARGE, str(width)))
+        found = json.loads(printed_by(_LARGE, str(width)))
         data.append(found)
         multiple = found["bytes"] / (4 * found["parameters"])
         rows.append(
@@ -132,8 +119,7 @@ def large_model(quick: bool = False) -> None:
                 f"{multiple:.1f}",
             ]
         )
-    measure.save(
-        "large_model",
+    return Table(
         "Peak memory of three tasks one after another, five inner steps, SGD inside and outside",
         ["million parameters", "peak MiB", "times the parameters"],
         rows,

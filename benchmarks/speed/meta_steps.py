@@ -1,85 +1,40 @@
-"""A meta step against PyTorch, the obvious JAX and its own bare matrix products; by meta-batch."""
+"""A meta step against PyTorch, the obvious JAX and its bare matrix products; by meta-batch."""
 
 import contextlib
 import functools
 
 import jax
-import optax
 
-from benchmarks import arms, measure, workloads
-from benchmarks.workloads import Workload
-from reptile_jax import MetaLearner, meta_learner, models, presets, reptile
-from reptile_jax.devices import Mesh, replicate, task_mesh
+import reptile_jax as rj
+from benchmarks.speed import arms, workloads
+from benchmarks.speed.arms import ours
+from benchmarks.speed.workloads import Workload
+from benchmarks.tables import Table
+from benchmarks.timing import interleaved, paired_ratio
+from reptile_jax.app import presets
 
 _ON_TWO = "reptile_jax, two devices"
 
 
-def learner_of(
-    workload: Workload, at_once: int | None = None, mesh: Mesh | None = None
-) -> MetaLearner:
-    """The library's own, as its presets configure it."""
-    return meta_learner(
-        reptile(workload.loss_fn, workload.inner_optimizer),
-        optax.sgd(1.0),
-        inner_state=workload.inner_state,
-        tasks_at_once=at_once,
-        mesh=mesh,
-    )
+def peers(quick: bool = False) -> Table:
+    """The time of one meta step of five tasks, in this library and in other hands.
 
-
-def ours(workload: Workload, tasks, at_once: int | None = None, mesh: Mesh | None = None):
-    """The library's own meta step."""
-    return arms.stepping(learner_of(workload, at_once, mesh), workload.params, tasks)
-
-
-def peers(quick: bool = False) -> None:
-    """The time of one meta step of five tasks, in this library and in others' hands.
-
-    All take the same step from the same parameters on the same tasks. "Bare matrix products" are
-    the step's products in the same loops and nothing else, which no program can do without;
-    `vmap(scan(conv))` is how one first writes it in JAX. "Two devices" are two virtual ones that
-    divide the tasks between the same two cores, as `--devices 2` has it.
+    All arms take the same step from the same parameters on the same tasks. "Bare matrix products"
+    are the step's products in the same loops and nothing else: no program can do without them.
+    `vmap(scan(conv))` is how one first writes the step in JAX. "Two devices" are two virtual
+    devices that divide the tasks between the same two cores, as `--devices 2` does.
     """
-    with contextlib.suppress(RuntimeError):  # where JAX has started, its devices are what they are
+    with contextlib.suppress(RuntimeError):  # after JAX has started, its devices stay as they are
         jax.config.update("jax_num_cpu_devices", 2)
-    import torch  # the other scripts do without
-
-    from benchmarks import torch_arms
-
     rounds = 2 if quick else 15
     rows, data = [], {}
     for name in ("o15", "sinusoid"):
         workload = workloads.named(name)
-        tasks = workload.tasks(5)
-        if name == "sinusoid":
-            model, adam, rate = models.MLP(), False, 0.02
-            inner = functools.partial(torch.optim.SGD, lr=rate)
-        else:
-            row = presets.PAPER[name]
-            model, adam, rate = models.omniglot_net(row.ways), True, row.inner_rate
-            inner = functools.partial(torch.optim.Adam, lr=rate, betas=(0.0, 0.999))
-        at_once = 5 if name == "sinusoid" else None
-        contenders = {
-            "reptile_jax": ours(workload, tasks, at_once),
-            "bare matrix products": arms.bare_products(workload, 5, at_once or 1),
-            "PyTorch eager": torch_arms.eager(model, workload.params, tasks, inner),
-            "PyTorch torch.func, vmap": torch_arms.vectorised(
-                model, workload.params, tasks, rate, adam
-            ),
-        }
-        two = task_mesh(jax.devices()[:2])
-        if name != "sinusoid" and two.size == 2:
-            contenders[_ON_TWO] = ours(workload, replicate(tasks, two), mesh=two)
-            contenders["bare matrix products, two devices"] = arms.bare_products(
-                workload, 5, mesh=two
-            )
-        if name != "sinusoid":
-            contenders["JAX, vmap(scan(conv))"] = arms.obvious(workload, model, tasks, adam=rate)
-        measured = measure.interleaved(contenders, repeats=rounds)
+        measured = interleaved(_contenders(workload), repeats=rounds)
         data[name] = measured
         bases = [measured["reptile_jax"], measured.get(_ON_TWO)]
         for arm, times in measured.items():
-            ratios = [f"{measure.paired_ratio(times, base):.2f}" if base else "" for base in bases]
+            ratios = [f"{paired_ratio(times, base):.2f}" if base else "" for base in bases]
             rows.append(
                 [
                     f"{name}: {arm}",
@@ -89,8 +44,7 @@ def peers(quick: bool = False) -> None:
                     f"{5 * workload.flops / times['median'] / 1e6:.0f}",
                 ]
             )
-    measure.save(
-        "peers",
+    return Table(
         "One meta step of 5 tasks (o15: 5 inner steps of 10 images; sinusoid: 32 of 10 points)",
         ["arm", "median ms", "quartiles", "times reptile_jax", "... on two devices", "GFLOP/s"],
         rows,
@@ -98,10 +52,40 @@ def peers(quick: bool = False) -> None:
     )
 
 
-def inner_step(quick: bool = False) -> None:
-    """What is left to gain in an inner step: parameters in one array, steps unrolled, no donation.
+def _contenders(workload: Workload) -> dict:
+    """The arms that take the same meta step."""
+    import torch  # only this script needs it
 
-    All arms take a plain batched Reptile step with the workload's inner optimiser; the last column
+    from benchmarks.speed import torch_arms
+
+    images, tasks, params = workload.name != "sinusoid", workload.tasks(5), workload.params
+    if images:
+        row = presets.PAPER[workload.name]
+        model, rate, at_once = rj.nn.omniglot_net(row.ways), row.inner_rate, None
+        inner = functools.partial(torch.optim.Adam, lr=rate, betas=(0.0, 0.999))
+    else:
+        model, rate, at_once = rj.nn.MLP(), 0.02, 5
+        inner = functools.partial(torch.optim.SGD, lr=rate)
+    contenders = {
+        "reptile_jax": ours(workload, tasks, at_once),
+        "bare matrix products": arms.bare_products(workload, 5, at_once or 1),
+        "PyTorch eager": torch_arms.eager(model, params, tasks, inner),
+        "PyTorch torch.func, vmap": torch_arms.vectorised(model, params, tasks, rate, images),
+    }
+    two = rj.task_mesh(jax.devices()[:2])
+    if images and two.size == 2:
+        contenders[_ON_TWO] = ours(workload, rj.replicate(tasks, two), mesh=two)
+        bare = arms.bare_products(workload, 5, mesh=two)
+        contenders["bare matrix products, two devices"] = bare
+    if images:
+        contenders["JAX, vmap(scan(conv))"] = arms.obvious(workload, model, tasks, adam=rate)
+    return contenders
+
+
+def inner_step(quick: bool = False) -> Table:
+    """What other ways to write the inner step gain: one array, unrolled steps, no donation.
+
+    All arms take a plain batched Reptile step with the workload's inner optimiser. The last column
     is the time as a multiple of the first arm's.
     """
     rounds = 2 if quick else 9
@@ -115,16 +99,15 @@ def inner_step(quick: bool = False) -> None:
     races = ((workloads.few_shot("o15"), 1), (workloads.sinusoid(), 5))
     for workload, at_once in races[1:] if quick else races:
         tasks = workload.tasks(5)
-        measured = measure.interleaved(
+        measured = interleaved(
             {name: arms.plain(workload, tasks, at_once, **how) for name, how in ways.items()},
             repeats=rounds,
         )
         data[workload.name] = measured
         for name, times in measured.items():
-            ratio = measure.paired_ratio(times, next(iter(measured.values())))
+            ratio = paired_ratio(times, next(iter(measured.values())))
             rows.append([workload.name, name, f"{times['median']:.2f}", f"{ratio:.2f}"])
-    measure.save(
-        "inner_step",
+    return Table(
         "A meta step of five tasks, by how its inner step is written",
         ["workload", "inner step", "ms", "times the first"],
         rows,
@@ -133,15 +116,15 @@ def inner_step(quick: bool = False) -> None:
 
 
 META_BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
-CELL_SECONDS = 30  # what would take longer is left out
+CELL_SECONDS = 30  # cells that would take longer are left out
 
 
-def meta_batches(quick: bool = False) -> None:
+def meta_batches(quick: bool = False) -> Table:
     """Tasks per second by the size of the meta-batch, for the paper's rows and the sine waves.
 
-    Beside them, what share that is of the speed of the meta step's bare matrix products: the same
-    shapes in the same loops, and nothing else. A size is left out, and marked so, where measuring
-    it would take too long.
+    The last column is the share of the speed of the meta step's bare matrix products: the same
+    shapes in the same loops, and nothing else. Sizes that would take too long are left out, and
+    the table says so.
     """
     rounds, budget = (2, 1) if quick else (5, CELL_SECONDS)
     rows, data = [], {}
@@ -159,8 +142,7 @@ def meta_batches(quick: bool = False) -> None:
             per_task = sum(times["median"] for times in measured.values()) / 1e3 / number
             data[f"{name} x {number}"] = measured
             rows.append([name, *row])
-    measure.save(
-        "meta_batches",
+    return Table(
         "Meta steps by the size of the meta-batch",
         ["workload", *META_BATCH_COLUMNS],
         rows,
@@ -176,12 +158,12 @@ def at_meta_batch(
 ) -> tuple[list[str], dict]:
     """One size: its row under `META_BATCH_COLUMNS`, and what was measured.
 
-    `at_once` is how many tasks run side by side, in the bare products as well; by default what
-    serves a CPU: up to 16 sine waves, and images one task at a time.
+    `at_once` is how many tasks run side by side, in the bare products as well. The default suits a
+    CPU: up to 16 sine waves, and images one task at a time.
     """
     chunk = at_once or (min(number, 16) if workload.name == "sinusoid" else 1)
     tasks = workload.tasks(number)
-    measured = measure.interleaved(
+    measured = interleaved(
         {
             "ours": ours(workload, tasks, chunk),
             "bare": arms.bare_products(workload, number, chunk),
@@ -189,7 +171,7 @@ def at_meta_batch(
         repeats=rounds,
     )
     median = measured["ours"]["median"]
-    share = 1 / measure.paired_ratio(measured["ours"], measured["bare"])
+    share = 1 / paired_ratio(measured["ours"], measured["bare"])
     rate = number * workload.flops / median / 1e6
     row = [f"{number:,}", f"{median:.1f}", f"{1e3 * number / median:,.0f}", f"{rate:,.0f}"]
     return [*row, f"{share:.0%}"], measured

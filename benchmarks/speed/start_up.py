@@ -2,11 +2,10 @@
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 
-from benchmarks import measure
+from benchmarks.tables import Table
+from benchmarks.timing import printed_by
 
 _START = """
 import json, time
@@ -15,8 +14,8 @@ import jax
 if {cache!r}:
     jax.config.update("jax_compilation_cache_dir", {cache!r})
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-from benchmarks import workloads
-from benchmarks.throughput import ours
+from benchmarks.speed import workloads
+from benchmarks.speed.arms import ours
 imported = time.perf_counter()
 workload = workloads.few_shot("o15")
 arm = ours(workload, workload.tasks(5))
@@ -29,12 +28,12 @@ print(json.dumps([imported - begin, made - imported, first - made, second - firs
 """
 
 
-def first_step(quick: bool = False) -> None:
-    """What one waits for before the first meta step, with and without a compilation cache.
+def first_step(quick: bool = False) -> Table:
+    """The wait before the first meta step, with and without a compilation cache.
 
-    A fresh process imports the library, makes a network and tasks, and takes a step, which is
-    traced and compiled; the second step shows what a step takes by itself. The command line keeps
-    a compilation cache.
+    A fresh process imports the library, makes a network and tasks, and traces, compiles and takes
+    a step. The second step shows the time of a step by itself. The command line keeps a
+    compilation cache.
     """
     repeats = 1 if quick else 5
     rows, data = [], {}
@@ -48,8 +47,7 @@ def first_step(quick: bool = False) -> None:
         medians = [statistics.median(column) for column in zip(*runs, strict=True)]
         data[name] = runs
         rows.append([name, *(f"{seconds:.2f}" for seconds in medians), f"{sum(medians[:3]):.2f}"])
-    measure.save(
-        "start_up",
+    return Table(
         "Seconds to the first meta step of o15, in a fresh process",
         ["", "import", "network and tasks", "first step", "second step", "to the first step"],
         rows,
@@ -58,6 +56,4 @@ def first_step(quick: bool = False) -> None:
 
 
 def _start(cache: str) -> list[float]:
-    code = _START.format(cache=cache)
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return json.loads(out.stdout.splitlines()[-1])
+    return json.loads(printed_by(_START.format(cache=cache)))

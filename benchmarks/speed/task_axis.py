@@ -5,16 +5,19 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from benchmarks import arms, measure, workloads
-from benchmarks.throughput import learner_of, ours
-from reptile_jax import Draws, fewshot
+import reptile_jax as rj
+from benchmarks.speed import arms, workloads
+from benchmarks.speed.arms import learner_of, ours
+from benchmarks.tables import Table
+from benchmarks.timing import interleaved, paired_ratio
+from reptile_jax._types import Draws
 
 
-def choices(quick: bool = False) -> None:
+def choices(quick: bool = False) -> Table:
     """How a meta-batch runs fastest: side by side under `vmap`, in chunks, or one after another.
 
     The result is the same to rounding. `tasks_at_once` chooses; its default is one on a CPU and
-    all of them elsewhere. The last column is the speed beside that of one at a time.
+    all tasks elsewhere. The last column compares the speed with one at a time.
     """
     rounds = 2 if quick else 9
     races = (
@@ -27,9 +30,7 @@ def choices(quick: bool = False) -> None:
     rows, data = [], {}
     for name, workload, number, at_once in races[1:3] if quick else races:
         tasks = workload.tasks(number)
-        measured = measure.interleaved(
-            {str(n): ours(workload, tasks, n) for n in at_once}, repeats=rounds
-        )
+        measured = interleaved({str(n): ours(workload, tasks, n) for n in at_once}, repeats=rounds)
         data[f"{name} x {number}"] = measured
         for n, times in measured.items():
             rows.append(
@@ -39,11 +40,10 @@ def choices(quick: bool = False) -> None:
                     n,
                     f"{times['median']:.2f}",
                     f"{1e3 * number / times['median']:,.0f}",
-                    f"{measure.paired_ratio(measured['1'], times):.2f}",
+                    f"{paired_ratio(measured['1'], times):.2f}",
                 ]
             )
-    measure.save(
-        "task_axis",
+    return Table(
         "A meta step by the number of tasks under one vmap",
         ["workload", "tasks", "at once", "ms", "tasks/s", "times as fast"],
         rows,
@@ -51,11 +51,11 @@ def choices(quick: bool = False) -> None:
     )
 
 
-def sampling(quick: bool = False) -> None:
-    """What drawing tasks costs, as a share of the meta step that uses them; it should be under 5%.
+def sampling(quick: bool = False) -> Table:
+    """What drawing tasks costs, as a share of the meta step that uses them. The aim: under 5%.
 
-    Five tasks are drawn as the step runs them, side by side or one after another. Below it, the
-    ways to draw the distinct classes of an episode.
+    Five tasks are drawn as the step runs them, side by side or one after another. The lower rows
+    compare ways to draw the distinct classes of an episode.
     """
     rounds = 2 if quick else 9
     rows, data = [], {}
@@ -65,7 +65,7 @@ def sampling(quick: bool = False) -> None:
         draw = jax.jit(functools.partial(_draw, at_once))
         keys = jax.random.split(jax.random.key(0), 5)
         tasks = workload.tasks(5)
-        measured = measure.interleaved(
+        measured = interleaved(
             {
                 "draw": lambda draw=draw, keys=keys, p=workload.distribution: draw(keys, p),
                 "meta step": ours(workload, tasks, at_once),
@@ -73,26 +73,25 @@ def sampling(quick: bool = False) -> None:
             repeats=rounds,
         )
         data[workload.name] = measured
-        share = measure.paired_ratio(measured["draw"], measured["meta step"])
+        share = paired_ratio(measured["draw"], measured["meta step"])
         rows.append(
             [f"five tasks of {workload.name}", f"{measured['draw']['median']:.3f}", f"{share:.1%}"]
         )
     keys = jax.random.split(jax.random.key(0), 100)
     ways = {
-        "partial Fisher-Yates (ours)": lambda key: fewshot.draw_distinct(key, 4800, 5),
+        "partial Fisher-Yates (ours)": lambda key: rj.tasks.draw_distinct(key, 4800, 5),
         "permutation": lambda key: jax.random.permutation(key, 4800)[:5],
         "choice": lambda key: jax.random.choice(key, 4800, (5,), replace=False),
         "top_k of uniforms": lambda key: jax.lax.top_k(jax.random.uniform(key, (4800,)), 5)[1],
     }
-    measured = measure.interleaved(
+    measured = interleaved(
         {name: functools.partial(jax.jit(jax.vmap(way)), keys) for name, way in ways.items()},
         repeats=rounds,
     )
     data["5 of 4,800 classes, 100 tasks"] = measured
     for name, times in measured.items():
         rows.append([f"5 of 4,800 classes, 100 tasks: {name}", f"{times['median']:.3f}", ""])
-    measure.save(
-        "sampling",
+    return Table(
         "Drawing tasks, as a share of the meta step that uses them",
         ["what", "ms", "of a meta step"],
         rows,
@@ -101,16 +100,16 @@ def sampling(quick: bool = False) -> None:
 
 
 def _draw(at_once, keys, distribution):
-    """What a Reptile step uses of the tasks; the query sets are not drawn then."""
+    """What a Reptile step uses of the tasks: it does not draw the query sets."""
     support = lambda key: distribution.sample(key).support
     return jax.vmap(support)(keys) if at_once > 1 else jax.lax.map(support, keys)
 
 
-def dispatch(quick: bool = False) -> None:
-    """What it costs to go back to Python after every meta step, by the meta steps in a dispatch.
+def dispatch(quick: bool = False) -> Table:
+    """What it costs to return to Python after every meta step, by the meta steps in a dispatch.
 
-    Tasks are drawn on the device. "loop" takes a step at a time and reads its loss, as a training
-    loop is written first.
+    Tasks are drawn on the device. "loop" takes one step at a time and reads its loss, as one first
+    writes a training loop.
     """
     rounds, numbers = (2, (1, 2)) if quick else (5, (1, 10, 100))
     rows, data = [], {}
@@ -132,7 +131,7 @@ def dispatch(quick: bool = False) -> None:
 
             return arm
 
-        measured = measure.interleaved(
+        measured = interleaved(
             {"loop": one_by_one(), **{str(n): stepping(n) for n in numbers}}, repeats=rounds
         )
         data[workload.name] = measured
@@ -140,8 +139,7 @@ def dispatch(quick: bool = False) -> None:
             steps = 1 if name == "loop" else int(name)
             each = times["median"] / steps
             rows.append([workload.name, name, f"{each:.3f}", f"{1e3 / each:,.0f}"])
-    measure.save(
-        "dispatch",
+    return Table(
         "Meta steps of five tasks by the number in a dispatch",
         ["workload", "steps per dispatch", "ms per meta step", "meta steps/s"],
         rows,

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from reptile_jax import models
+import reptile_jax as rj
 
 
 class _Net(nn.Module):
-    """`models.ConvNet`, NCHW, with the zero padding of 'SAME' that the paper's TensorFlow has."""
+    """`rj.nn.ConvNet` in NCHW, with the zero padding of 'SAME' that the paper's TensorFlow has."""
 
-    def __init__(self, like: models.ConvNet, channels: int, size: int):
+    def __init__(self, like: rj.nn.ConvNet, channels: int, size: int):
         super().__init__()
         self.stride, self.pool = (1, True) if like.pool else (2, False)
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
@@ -51,7 +51,7 @@ def _to_torch(array) -> torch.Tensor:
 def _module(model, params, tasks) -> tuple[nn.Module, torch.Tensor, torch.Tensor, Callable]:
     """The network at `params`, the tasks' mini-batches, and the loss."""
     inputs, targets = (_to_torch(leaf) for leaf in tasks.support)
-    if isinstance(model, models.ConvNet):
+    if isinstance(model, rj.nn.ConvNet):
         size, channels = tasks.support.inputs.shape[-2:]
         module, loss_fn = _Net(model, channels, size), F.cross_entropy
     else:

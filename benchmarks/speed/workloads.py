@@ -1,4 +1,4 @@
-"""What is measured: the paper's networks and inner loops, on made data of the real shapes."""
+"""The paper's networks and inner loops, on made data of the real shapes."""
 
 import dataclasses
 import functools
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from reptile_jax import Task, fewshot, models, presets
-from reptile_jax.fewshot_problem import problem_of
-from reptile_jax.sinusoids import sinusoids
+import reptile_jax as rj
+from reptile_jax.app import presets
+from reptile_jax.app.experiments import few_shot as few_shot_app
 
 
 class Layer(NamedTuple):
@@ -41,17 +41,17 @@ class Workload:
     loss_fn: Callable
     inner_optimizer: optax.GradientTransformation
     distribution: Any
-    inner_state: str
+    inner_opt_state: str
     layers: tuple[Layer, ...]  # of one inner step
 
     @property
     def steps(self) -> int:
         return self.distribution.steps
 
-    def tasks(self, number: int, seed: int = 0) -> Task:
+    def tasks(self, number: int, seed: int = 0) -> rj.Task:
         """A meta-batch `[tasks, ...]`, drawn beforehand."""
         keys = jax.random.split(jax.random.key(seed), number)
-        return Task(jax.jit(jax.vmap(self.distribution.sample))(keys).support)
+        return rj.Task(jax.jit(jax.vmap(self.distribution.sample))(keys).support)
 
     @property
     def flops(self) -> int:
@@ -68,15 +68,15 @@ class Workload:
 def few_shot(preset: str) -> Workload:
     """A row of the paper, on random images."""
     config = presets.PAPER[preset]
-    problem = problem_of(config)
+    learned = few_shot_app.learned_by(config)
     channels = 1 if config.color == "grey" else 3
     rng = np.random.default_rng(0)
     classes, examples = 40, config.train_shots
     images = rng.integers(
         0, 2, (classes * examples, config.size, config.size, channels), dtype=np.uint8
     )
-    distribution = fewshot.few_shot(
-        fewshot.ImageClasses(
+    distribution = rj.tasks.few_shot(
+        rj.tasks.ImageClasses(
             images * np.uint8(255),
             np.arange(classes, dtype=np.int32) * examples,
             np.full(classes, examples, np.int32),
@@ -86,29 +86,28 @@ def few_shot(preset: str) -> Workload:
         steps=config.inner_steps,
         batch_size=config.inner_batch,
     )
-    state = problem.first_state()
     return Workload(
         preset,
-        state.params,
-        problem.loss_fn,
-        problem.inner_optimizer,
+        learned.first_state().params,
+        rj.nn.cross_entropy(learned.model.apply, config.inner_batch),
+        learned.inner_optimizer,
         distribution,
-        config.inner_state,
-        _convnet_layers(problem.model, config.size, channels, config.inner_batch),
+        config.inner_opt_state,
+        _convnet_layers(learned.model, config.size, channels, config.inner_batch),
     )
 
 
 @functools.cache
 def sinusoid(steps: int = 32) -> Workload:
     """The sine waves' network, 32 inner steps of batch 10 as in the paper's evaluation."""
-    model = models.MLP()
+    model = rj.nn.MLP()
     return Workload(
         "sinusoid",
         jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1))),
-        models.squared_error(model.apply),
+        rj.nn.squared_error(model.apply),
         optax.sgd(0.02),
-        sinusoids(steps=steps, batch_size=10),
-        "fresh",
+        rj.tasks.sinusoids(steps=steps, batch_size=10),
+        "reset",
         (Layer(10, 1, 64), Layer(10, 64, 64), Layer(10, 64, 1)),
     )
 
@@ -119,7 +118,7 @@ def named(name: str) -> Workload:
 
 
 def _convnet_layers(
-    model: models.ConvNet, size: int, channels: int, batch: int
+    model: rj.nn.ConvNet, size: int, channels: int, batch: int
 ) -> tuple[Layer, ...]:
     """Each convolution as patches [pixels, 9 channels] times a kernel [9 channels, features]."""
     layers = []

@@ -1,0 +1,1 @@
+"""Reptile beside FOMAML and MAML, and the paper's experiments on its inner gradients."""

@@ -1,0 +1,1 @@
+"""The paper's results, and ways to go beyond them."""

@@ -1,0 +1,88 @@
+"""The recipes differ from the paper's rows in what their names say."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import reptile_jax as rj
+from benchmarks.paper import recipe_list, recipes
+from reptile_jax.app.config import FewShotConfig
+
+
+def test_recipes_get_as_many_inner_gradients():
+    for recipe in recipe_list.RECIPES.values():
+        config = recipes.configured(recipe, 2000)
+        config.check()
+        assert config.meta_steps * config.meta_batch * config.inner_steps == 2000 * 5 * 5
+        assert dataclasses.replace(config, **recipe.changes) == config
+
+
+def test_later_steps_is_reptile_with_another_weight_on_the_first_update():
+    loss_fn = lambda params, batch: jnp.sum((params - batch) ** 2)
+    params, task = jnp.ones(2), rj.Task(jnp.arange(6.0).reshape(3, 2))
+    sgd = optax.sgd(0.1)
+    compute = lambda w: recipe_list._later_steps(w)(loss_fn, sgd).compute(params, None, task)
+    delta = {w: compute(w) for w in (0, 1)}
+    whole = rj.reptile(loss_fn, sgd).compute(params, None, task)
+    chex.assert_trees_all_close(delta[1], whole, rtol=1e-6)
+    first = 0.1 * 2 * (params - task.support[0])
+    np.testing.assert_allclose(delta[1].gradient - delta[0].gradient, first, rtol=1e-6)
+
+
+def image_splits(train_classes, test_classes):
+    """Each class is one random picture under noise."""
+    draw = np.random.default_rng(0).integers
+    pictures, noise = draw(0, 200, (train_classes, 1, 8, 8, 1)), draw(0, 55, (1, 12, 8, 8, 1))
+    images = (pictures + noise).astype(np.uint8).reshape(-1, 8, 8, 1)
+    classes = lambda n: rj.tasks.ImageClasses(images, np.arange(n) * 12, np.full(n, 12))
+    names = lambda n: tuple(map(str, range(n)))
+    return rj.datasets.ImageSplits(
+        classes(train_classes), classes(test_classes), names(train_classes), names(test_classes)
+    )
+
+
+def test_a_training_at_other_ways_is_scored_at_the_asked_ones():
+    splits = image_splits(6, 2)  # held-out tasks of five ways could not be drawn
+    recipe = recipe_list.Recipe({"classifier": "zero"}, averaged=True)
+    config = dataclasses.replace(
+        recipes.configured(recipe, 4), size=8, eval_steps=20, steps_per_dispatch=1
+    )
+    with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
+        found = recipes.tried(recipe, config, splits, 20, ways=2)
+    assert all(70 < accuracy <= 100 for accuracy in found["accuracy"].values())
+
+
+def test_a_classifier_left_as_initialised_stays_and_the_rest_moves():
+    init = jax.jit(rj.nn.omniglot_net(5).init)
+    params = init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    outer = recipe_list._classifier_as_initialised(FewShotConfig(size=8, meta_steps=2))
+    updates, _ = outer.update(jax.tree.map(jnp.ones_like, params), outer.init(params), params)
+    moved = optax.apply_updates(params, updates)["params"]
+    chex.assert_trees_all_equal(moved["Dense_0"], params["params"]["Dense_0"])
+    kernel = params["params"]["Conv_0"]["kernel"]
+    np.testing.assert_allclose(moved["Conv_0"]["kernel"], kernel - 1, rtol=1e-6)
+
+
+def test_parameters_lose_a_share_of_themselves_at_every_inner_step():
+    config = FewShotConfig(inner_rate=0.1)
+    inner = recipe_list._inner_decay(0.01)(config)
+    params = jnp.array([10.0, 2.0])
+    with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
+        updates, _ = inner.update(jnp.array([1.0, 0.0]), inner.init(params), params)
+    np.testing.assert_allclose(updates, [-0.1 - 0.1, -0.02], rtol=1e-4)
+
+
+def test_an_inner_rate_is_annealed_over_all_inner_steps_and_ends_at_the_presets():
+    config = FewShotConfig(meta_steps=2, inner_steps=2, inner_rate=0.01)
+    inner = recipe_list._inner_from(0.03)(config)
+    state, rates = inner.init(jnp.zeros(())), []
+    for _ in range(6):
+        # The first moment is off and the gradient constant, so an update is the rate.
+        with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
+            update, state = inner.update(jnp.ones(()), state)
+        rates.append(-float(update))
+    np.testing.assert_allclose(rates, [0.03, 0.025, 0.02, 0.015, 0.01, 0.01], rtol=1e-4)

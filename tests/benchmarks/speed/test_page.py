@@ -1,0 +1,50 @@
+"""The page of speed: tables and pictures, and what misses its aim is bold."""
+
+from benchmarks import records, tables
+from benchmarks.speed import page
+
+
+def test_each_record_has_its_table_picture_and_command(tmp_path):
+    """Quick results are not read; a size that was left out of the measurement is no point."""
+    times = lambda ms: {"median": ms, "ms": [ms]}
+    cell = lambda ms: {"ours": times(ms), "bare": times(ms / 2)}
+    data = {"o15 x 1": cell(1.0), "o15 x 4": cell(4.0), "o15 x 16": {"left out": 99}}
+    for folder in (tmp_path, tmp_path / "quick"):
+        table = tables.Table(f"In {folder.name}", ["what", "ms"], [["o15", "1.0"]], data)
+        records.save(folder / "speed" / "meta_batches.json", table, "the command")
+    page.draw(tmp_path)
+    parts = page.parts(tmp_path, tmp_path / "docs" / "speed.md")
+    assert [*parts] == ["meta_batches", "gpu", "aims", "against others"]
+    assert parts["gpu"] == parts["aims"] == "Not measured yet."
+    picture, table, source = parts["meta_batches"].split("\n\n")
+    assert picture == f"![In {tmp_path.name}](../speed/meta_batches.png)"
+    assert table == "| what | ms |\n|---|---:|\n| o15 | 1.0 |"
+    assert "`the command`, [meta_batches.json](../speed/meta_batches.json)" in source
+    assert 5_000 < (tmp_path / "speed" / "meta_batches.png").stat().st_size < 60_000
+    assert not (tmp_path / "quick" / "speed" / "meta_batches.png").exists()
+
+
+def test_gpu_tables_are_in_one_part(tmp_path):
+    table = tables.Table("Limits (a GPU)", ["what", "rate"], [["copy", "1 GB/s"]], {})
+    records.save(tmp_path / "speed" / "gpu_limits.json", table, "python -m benchmarks gpu limits")
+    parts = page.parts(tmp_path, tmp_path / "speed.md")
+    assert "gpu_limits" not in parts
+    assert parts["gpu"].startswith("### Limits (a GPU)\n\n| what | rate |")
+
+
+def test_what_misses_its_aim_is_bold():
+    times = lambda ms: {"ms": [ms]}
+    arms = {
+        "reptile_jax": times(10.0),
+        "reptile_jax, two devices": times(5.0),
+        "PyTorch eager": times(20.0),
+        "JAX, vmap(scan(conv))": times(130.0),
+        "bare matrix products": times(6.0),
+    }
+    wave = {"reptile_jax": times(1.0), "PyTorch eager": times(39.0)}
+    data = {"o15": arms, "sinusoid": wave}
+    rows = page._aims({"peers": data, "peers_avx2": data}).splitlines()[2:]
+    assert rows[0].endswith("| **2.0** (4.0) | **2.0** (4.0) |")
+    assert rows[1].endswith("| 13.0 (26.0) | 13.0 (26.0) |")
+    assert rows[2].endswith("| 60% (120%) | 60% (120%) |")
+    assert rows[3].endswith("| **39** | **39** |")
