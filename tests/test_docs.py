@@ -89,6 +89,12 @@ def test_the_readme_is_short():
     assert len(text.split()) <= 1000
 
 
+def test_every_link_has_a_text():
+    """GitHub shows nothing for a link without one, which Sphinx would fill in."""
+    for page in PAGES:
+        assert "[](" not in page.read_text(), name_of(page)
+
+
 def test_the_links_between_files_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):

@@ -1,7 +1,7 @@
 """Meta-gradients made of the inner loop's own gradients.
 
-Between Reptile, which sums them, and FOMAML, which takes the last, lies every weighted sum. For SGD
-of a small rate α, mini-batches in random order, and g_i the gradient of inner step i,
+Reptile sums the inner gradients; FOMAML takes the last. Both are weighted sums. For SGD of a small
+rate α, mini-batches in random order, and g_i the gradient of inner step i,
 
     E[Σ w_i g_i] = Σ w_i AvgGrad − α Σ w_i (i − 1) AvgGradInner + O(α²)
 
@@ -37,8 +37,9 @@ def weighted_gradients(
 ) -> MetaGradient:
     """Σ w_i g_i over the inner steps' gradients, one weight per step. Uses no query set.
 
-    All ones is Reptile over the rate of plain SGD; (0, …, 0, 1) is FOMAML on the last mini-batch.
-    With another inner optimiser the gradients are still the loss's own, not its updates.
+    With SGD of rate α, all ones gives Reptile's meta-gradient divided by α; (0, …, 0, 1) is FOMAML
+    on the last mini-batch. With another inner optimiser the gradients are still the loss's own, not
+    its updates.
 
     Raises:
       ValueError: if there is not one finite weight for each inner step.

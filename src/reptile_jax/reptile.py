@@ -92,7 +92,7 @@ def reptile(loss_fn: LossFn, inner_optimizer: Optimizer) -> MetaGradient:
 
 
 def fomaml(loss_fn: LossFn, inner_optimizer: Optimizer) -> MetaGradient:
-    """First-order MAML: the query loss's gradient at φ, taken as if it were at θ (section 4)."""
+    """First-order MAML: the query loss's gradient at φ, taken as if it were at θ (section 2)."""
     _checks.check_inner(loss_fn, inner_optimizer)
 
     def compute(params, opt_state, task):

@@ -67,7 +67,8 @@ def train(
 
     A state from `checkpoint.restore`, with the same key, goes on as if there had been no stop:
     dispatches end at multiples of `steps_per_dispatch`, so they are cut as before. Each dispatch
-    reuses the memory of the state before it, the first of the one given: copy those to keep.
+    reuses the memory of the state before it. The first dispatch reuses the memory of the given
+    `state`. Copy a state to keep it.
 
     Yields:
       `MetaState`, and `MetaInfo` whose leaves are led by the meta steps of the dispatch.
@@ -83,6 +84,7 @@ def train(
     # A state that was restored, and what is drawn from, go to where the learner's tasks run.
     state, on_devices = replicate((state, (distribution, key)), learner.mesh)
 
+    # A generator inside, so that checks run at the call and not at the first iteration.
     def dispatches(state: MetaState) -> Iterator[tuple[MetaState, MetaInfo]]:
         step = int(state.step)
         while step < until:

@@ -1,13 +1,15 @@
 """What is wrong with a configuration is said by the library itself, in the field's own name."""
 
 import dataclasses
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reptile_jax.app.config import FewShotConfig, SinusoidConfig
+from reptile_jax.app.config import Config, FewShotConfig, SinusoidConfig
 from tests.nonsense import NONSENSE, answered, fuzz
 
 
@@ -35,7 +37,7 @@ def test_a_configuration_of_anything(kind, values):
     ("values", "message"),
     [
         ({"meta_steps": 0}, "meta_steps is at least 1, got 0"),
-        ({"meta_steps": 2**31}, r"meta_steps is below 2\*\*31, got 2147483648"),
+        ({"meta_steps": 2**31}, "meta_steps is at most 2147483647, got 2147483648"),
         ({"meta_steps": 2.0}, "meta_steps is an integer, got 2.0"),
         ({"meta_steps": True}, "meta_steps is an integer, got True"),
         ({"eval_ways": 0}, "eval_ways is at least 1, got 0"),
@@ -69,6 +71,58 @@ def test_what_can_be_is_taken():
     FewShotConfig(eval_ways=5).check()  # those that it is trained for
     FewShotConfig(eval_ways=3, classifier="zero").check()
     FewShotConfig(dataset="images", color="rgb", test_fraction=0.5, split_seed=3).check()
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnConfig(Config):
+    """Of an experiment of one's own, with fields of other types and other bounds."""
+
+    eval_tasks: int = 5  # another default, and the bound of `Config`
+    label: str = "a"
+    folder: Path = Path("data")
+    sizes: tuple[int, ...] = ()
+    text: str | None = None
+    level: float | str = "high"
+    choice: Literal[0, "auto"] | None = None
+    flag: bool | None = None
+    layers: int = dataclasses.field(default=0, metadata={"least": 0, "largest": 9})
+    shift: float = dataclasses.field(default=-0.5, metadata={"least": -1, "unit": "m"})
+
+    experiment = "own"
+
+
+def test_fields_of_other_types_take_any_value():
+    OwnConfig().check()
+    OwnConfig(label="", folder=Path(), sizes=(3, 4), text="b", level=-2.0, flag=False).check()
+    OwnConfig(choice="auto", layers=9, shift=-1.0).check()
+    OwnConfig(choice=0).check()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"eval_tasks": 1}, "eval_tasks is at least 2, got 1"),
+        ({"seed": -1}, "seed is at least 0, got -1"),
+        ({"layers": -1}, "layers is at least 0, got -1"),
+        ({"layers": 10}, "layers is at most 9, got 10"),
+        ({"shift": -1.5}, r"shift is between -1 and 1e\+09, got -1.5"),
+        ({"shift": 10**400}, r"shift is a finite number|shift is between"),
+        ({"choice": False}, "choice is one of 0, 'auto', got False"),
+        ({"flag": 1}, "flag is one of False, True, got 1"),
+    ],
+)
+def test_a_field_sets_bounds_in_its_metadata(values, message):
+    with pytest.raises(ValueError, match=message):
+        OwnConfig(**values).check()
+
+
+def test_annotations_may_be_strings():
+    Quoted = dataclasses.make_dataclass(
+        "Quoted", [("size", "int", 3), ("name", "str", "a")], bases=(OwnConfig,), frozen=True
+    )
+    Quoted().check()
+    with pytest.raises(ValueError, match="size is at least 1, got 0"):
+        Quoted(size=0).check()
 
 
 def test_a_configuration_says_which_experiment_it_is_of_and_whether_devices_help():

@@ -1,6 +1,7 @@
 """Trainings that are stopped, that fail and that go on: what they leave, and what they say."""
 
 import dataclasses
+import shutil
 import signal
 import threading
 
@@ -123,6 +124,17 @@ def test_a_run_that_goes_on_gives_up_where_it_would_have(folder):
     assert steps_of(folder / "metrics.jsonl", "failed_in_a_row") == [0, 0, 0, 0, 2, 4]
     with pytest.raises(FloatingPointError, match="in 7 meta steps in a row, before meta step 16"):
         tiny_run.train(folder, change=change)
+
+
+def test_a_run_that_gave_up_goes_on_when_its_tasks_are_finite_again(folder):
+    with pytest.raises(FloatingPointError, match="before meta step 16"):
+        tiny_run.train(folder, change=overflow(range(9, 16)))
+    other = shutil.copytree(folder, folder.parent / "other")
+    assert int(tiny_run.train(folder).step) == 24
+    failed = steps_of(folder / "metrics.jsonl", "failed_in_a_row")
+    assert failed[-5:] == [7, 0, 0, 0, 0]
+    with pytest.raises(FloatingPointError, match="before meta step 18"):  # the eighth in a row
+        tiny_run.train(other, change=overflow(range(16, 17)))
 
 
 def test_parameters_that_are_not_finite_are_not_saved(folder):

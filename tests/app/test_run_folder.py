@@ -1,12 +1,14 @@
 """A run's folder: never overwritten, found damaged, locked, and gone on from or not."""
 
+import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
-from reptile_jax.app import cli, run_folder
-from reptile_jax.app.config import SinusoidConfig
+from reptile_jax.app import cli, experiments, run_folder
+from reptile_jax.app.config import Config, SinusoidConfig
 from tests.app import small_images, tiny_run
 
 
@@ -66,7 +68,7 @@ def test_a_run_is_never_overwritten(trained, pictures, capsys):
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "[]", "3", "{", "[" * 9999, '{"experiment": []}', '{"experiment": "fly"}'),
+        *("", "[]", "3", "{", "[" * 9999, "{}", '{"experiment": []}'),
         '{"experiment": "sinusoid", "inner_rate": "x"}',
         '{"experiment": "sinusoid", "shots": 1}',
     ],
@@ -75,6 +77,33 @@ def test_a_damaged_configuration_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json"):
         run_folder.load_config(tmp_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanesConfig(Config):
+    """Of an experiment of one's own, with fields that JSON has no types for."""
+
+    folder: Path = Path("data")
+    other: Path | None = None
+    sizes: tuple[int, ...] = (3, 4)
+    files: tuple[Path, ...] = (Path("a"),)
+    names: tuple[tuple[str, int], ...] | None = (("b", 1),)
+
+    experiment = "planes"
+
+
+def test_a_run_of_an_experiment_that_is_not_registered_says_so(tmp_path, monkeypatch, capsys):
+    config = PlanesConfig(other=Path("c"), sizes=())
+    folder = run_folder.create(tmp_path / "run", "planes", config, {})
+    message = f"{folder} is a run of the experiment 'planes', which is not registered"
+    with pytest.raises(ValueError, match=message):
+        run_folder.load_config(folder)
+    for command in (["train", "--resume", str(folder)], ["evaluate", str(folder)]):
+        assert cli.main(command) == 1
+        assert message in capsys.readouterr().err
+    entry = experiments.Entry(PlanesConfig(), lambda config, mesh: None)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "planes", entry)
+    assert run_folder.load_config(folder) == config
 
 
 def test_a_run_has_one_process_at_a_time(whole, folder):

@@ -1,6 +1,8 @@
 """What a run can be told: one dataclass per experiment, whose fields are the command's options.
 
-The comment beside a field is its help on the command line.
+The comment beside a field is its help on the command line. `Config.check` refuses an integer below
+1, a negative number, and what a Literal does not name. The field's metadata sets other bounds,
+`{"least": 0}` or `{"largest": 1}`. Fields of other types take any value.
 """
 
 import abc
@@ -8,15 +10,15 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from types import NoneType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 Classifier: TypeAlias = Literal["learned", "zero"]
 
-# What a field of a type can be, where that is not the rule.
-_LEAST = {"eval_tasks": 2, "seed": 0, "split_seed": 0}  # else 1
-_LARGEST = {"meta_momentum": 1}  # else far beyond any rate that learns, far from float32's largest
+# The bounds of numbers whose fields set none of their own.
+_LEAST = {int: 1, float: 0}
+_LARGEST = {int: 2**31 - 1, float: 1e9}  # far beyond any rate that learns, below float32's limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +27,11 @@ class Config(abc.ABC):
 
     meta_steps: int = 1000
     meta_batch: int = 5  # tasks in a meta step
-    eval_tasks: int = 1000  # held-out tasks
+    eval_tasks: int = dataclasses.field(default=1000, metadata={"least": 2})  # held-out tasks
     steps_per_dispatch: int = 100  # meta steps between lines of metrics
     save_every: int = 1000  # meta steps between checkpoints
     give_up_after: int = 100  # meta steps in a row in which no task is finite
-    seed: int = 0
+    seed: int = dataclasses.field(default=0, metadata={"least": 0})
 
     @property
     @abc.abstractmethod
@@ -48,33 +50,52 @@ class Config(abc.ABC):
 
     def problems(self) -> Iterator[str]:
         """What is wrong with the values, first alone, then together."""
-        for field in dataclasses.fields(self):
-            if problem := _problem(field.name, field.type, getattr(self, field.name)):
-                yield problem
+        kinds = get_type_hints(type(self))
+        for name in (field.name for field in dataclasses.fields(self)):
+            value = getattr(self, name)
+            if rule := _broken_rule(kinds[name], value, _bounds(type(self), name)):
+                yield f"{name} is {rule}, got {value!r}."
 
 
-def _problem(name: str, kind: Any, value: Any) -> str | None:
-    """What is wrong with one value, if anything."""
+def _bounds(config: type[Config], name: str) -> dict[str, Any]:
+    """The bounds in a field's metadata; a field that overrides another inherits its bounds."""
+    bounds = {}
+    for base in reversed(config.__mro__):
+        if field := vars(base).get("__dataclass_fields__", {}).get(name):
+            bounds.update(field.metadata)
+    return bounds
+
+
+def _broken_rule(kind: Any, value: Any, bounds: dict[str, Any]) -> str | None:
+    """What a value of a type has to be, if it is not that."""
     kinds = get_args(kind) if NoneType in get_args(kind) else (kind,)
     if value is None and NoneType in kinds:
         return None
+    kind, *others = [kind for kind in kinds if kind is not NoneType] or [Any]
+    if others:  # a union takes any value
+        return None
+    if kind in (int, float):
+        least = bounds.get("least", _LEAST[kind])
+        return _broken_bound(kind, value, least, bounds.get("largest", _LARGEST[kind]))
+    choices = (False, True) if kind is bool else get_args(kind)
+    if kind is not bool and get_origin(kind) is not Literal:
+        return None
+    is_choice = any(type(value) is type(choice) and value == choice for choice in choices)
+    return None if is_choice else f"one of {', '.join(map(repr, choices))}"
+
+
+def _broken_bound(kind: type, value: Any, least: float, largest: float) -> str | None:
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     is_number = is_integer or isinstance(value, float | np.floating)
-    least, largest = _LEAST.get(name, 1), _LARGEST.get(name, 1e9)
-    if float in kinds and not (is_number and math.isfinite(value)):
-        rule = "a finite number"
-    elif float in kinds:
-        rule = None if 0 <= value <= largest else f"between 0 and {largest:g}"
-    elif int in kinds and not is_integer:
-        rule = "an integer"
-    elif int in kinds:
-        bound = f"at least {least}" if value < least else "below 2**31"
-        rule = None if least <= value < 2**31 else bound
-    else:
-        choices = (False, True) if kind is bool else get_args(kind)
-        is_choice = type(value) is type(choices[0]) and value in choices
-        rule = None if is_choice else f"one of {', '.join(map(repr, choices))}"
-    return rule and f"{name} is {rule}, got {value!r}."
+    if kind is int and not is_integer:
+        return "an integer"
+    if kind is float and not (is_number and abs(value) < math.inf):
+        return "a finite number"
+    if least <= value <= largest:
+        return None
+    if kind is float:
+        return f"between {least:g} and {largest:g}"
+    return f"at least {least}" if value < least else f"at most {largest}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +149,8 @@ class FewShotConfig(Config):
     meta_steps: int = 100_000
     meta_rate: float = 1.0  # ε at the start
     meta_rate_final: float = 0.0  # ε at the end, annealed linearly
-    meta_momentum: float = 0.0  # Nesterov's, of the outer step
+    # Nesterov's, of the outer step.
+    meta_momentum: float = dataclasses.field(default=0.0, metadata={"largest": 1})
     eval_ways: int | None = None  # classes at evaluation; other than ways with a classifier at zero
     eval_batch: int = 5
     balanced_eval: bool = False  # every mini-batch of evaluation shows each class as often
@@ -137,7 +159,8 @@ class FewShotConfig(Config):
     query_shots: int = 1  # query images of each class at evaluation
     transductive: bool = False  # which of the two scores is this configuration's
     split: Literal["paper", "background"] = "paper"  # of Omniglot
-    split_seed: int = 0  # of the split of a folder of images into training and held-out classes
+    # Of the split of a folder of images into training and held-out classes.
+    split_seed: int = dataclasses.field(default=0, metadata={"least": 0})
     test_fraction: float = 0.2  # of its classes that are held out
     size: int = 28  # height and width of the images; from 64 on, the mini-ImageNet network
     color: Literal["grey", "rgb"] = "grey"

@@ -137,10 +137,12 @@ class _Record:
 def _failed_in_a_row(infos: rj.MetaInfo, failed: int) -> tuple[int, int]:
     """Meta steps in a row without a finite task: at the end of a dispatch, and the most in it.
 
+    A run that goes on after it gave up gives up again only when a further step fails.
+
     Args:
       failed: how many there were at the end of the dispatch before.
     """
-    most = failed
+    most = 0
     for tasks in np.asarray(infos.finite):
         failed = 0 if tasks.any() else failed + 1
         most = max(most, failed)

@@ -5,9 +5,9 @@ import dataclasses
 import importlib.metadata
 import platform
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import jax
 
@@ -59,18 +59,40 @@ def load_config(folder: Path) -> Config:
 
     Raises:
       FileNotFoundError: if the folder is not that of a run.
-      ValueError: if the configuration is of another version.
+      ValueError: if the configuration is of another version, or of an experiment that is not
+        registered.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not the folder of a run: it has no config.json.")
     fields = read_json(path)
+    name = fields.get("experiment") if isinstance(fields, dict) else None
+    if isinstance(name, str) and name not in EXPERIMENTS:
+        raise ValueError(
+            f"{folder} is a run of the experiment {name!r}, which is not registered: in Python, "
+            "add it to reptile_jax.app.experiments.EXPERIMENTS, then call "
+            "reptile_jax.app.runner.resume or evaluate."
+        )
     try:
-        config = type(EXPERIMENTS[fields.pop("experiment")].start)(**fields)
+        kind = type(EXPERIMENTS[fields.pop("experiment")].start)
+        types = {field: _types_in(hint) for field, hint in get_type_hints(kind).items()}
+        config = kind(**{field: _typed(fields[field], types.get(field, set())) for field in fields})
         config.check()
         return config
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit this version of reptile_jax: {error}.") from error
+
+
+def _typed(value: Any, types: Set[Any]) -> Any:
+    """A value from JSON, which has no tuples and no paths, for a field of these types."""
+    if isinstance(value, list) and tuple in types:
+        return tuple(_typed(item, types) for item in value)
+    return Path(value) if isinstance(value, str) and Path in types and str not in types else value
+
+
+def _types_in(kind: Any) -> set[Any]:
+    """The types in an annotation: `tuple` and `int` in `tuple[int, ...]`."""
+    return {get_origin(kind) or kind}.union(*map(_types_in, get_args(kind)))
 
 
 def check_data(folder: Path, facts: Mapping[str, Any]) -> None:

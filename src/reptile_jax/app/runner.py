@@ -47,8 +47,7 @@ def train(
     Returns:
       The folder of the run.
     """
-    # What can be refused is refused before data are read, which may take long, and before there is
-    # a run.
+    # Check first: loading can be slow.
     config.check()
     run_folder.check_free(out)
     experiment = experiments.build(config, data, mesh)
