@@ -7,6 +7,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from reptile_jax import _installation  # noqa: F401, JAX first
 from reptile_jax import datasets as datasets
 from reptile_jax import tasks as tasks
 from reptile_jax._devices import replicate as replicate

@@ -1,9 +1,12 @@
-"""Checksums beside a checkpoint's files: with them, it is known to be whole."""
+"""Checksums beside a checkpoint's files, written last: with them, it is known to be whole."""
 
+import contextlib
+import io
 import json
 import os
 import zlib
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 _SUMS = "checksums.json"
 
@@ -12,29 +15,39 @@ class Damaged(Exception):
     """A checkpoint is not as it was written."""
 
 
-def write_checksums(place: Path) -> None:
-    """Writes the checksums whole or not at all: with them, the checkpoint is known to be good."""
-    sums = json.dumps(_sums(place), indent=2)
+def write_checksums(place: Any) -> None:
+    """Writes the checksums whole or not at all."""
+    sums = json.dumps(dict(_sums(place)), indent=2)
     new = place / (_SUMS + ".tmp")
     with new.open("w") as file:
         file.write(sums)
         file.flush()
-        os.fsync(file.fileno())
+        with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # not of a local disk
+            os.fsync(file.fileno())
     new.replace(place / _SUMS)
 
 
-def is_whole(place: Path) -> bool:
-    """Whether the checkpoint is known to be whole: one stopped before its checksums may be, too."""
-    if not (place / _SUMS).exists():
-        return False
+def has_checksums(place: Any, of: str = "") -> bool:
+    """Whether there are checksums, and among them one of the file `of`, if it is given."""
+    sums = place / _SUMS
+    return sums.exists() and (not of or of.encode() in sums.read_bytes())
+
+
+def remove_checksums(place: Any) -> None:
+    """What is left is known not to be whole."""
+    (place / _SUMS).unlink(missing_ok=True)
+
+
+def check_whole(place: Any) -> None:
+    """Raises `Damaged` unless every file that has a checksum is there as it was written."""
     try:
-        sums = json.loads((place / _SUMS).read_text())
+        sums = json.loads((place / _SUMS).read_bytes())
     except ValueError:
         sums = None
     if not isinstance(sums, dict):
         sums = {_SUMS: "another"}
     try:
-        now = _sums(place)
+        now = dict(_sums(place))
     except PermissionError:
         raise
     except OSError as error:
@@ -42,16 +55,18 @@ def is_whole(place: Path) -> bool:
     if bad := sorted(name for name, value in sums.items() if now.get(name) != value):
         kind = "missing" if bad[0] != _SUMS and bad[0] not in now else "changed"
         raise Damaged(f"the checkpoint {place} is damaged ({bad[0]} is {kind})")
-    return True
 
 
-def _sums(place: Path) -> dict[str, int]:
-    """The checksum of every file of a checkpoint."""
-    files = sorted(path for path in place.rglob("*") if path.is_file() and path.name != _SUMS)
-    return {str(path.relative_to(place)): _sum(path) for path in files}
+def _sums(place: Any, under: str = "") -> Iterator[tuple[str, int]]:
+    """The checksum of every file of a checkpoint by its path there."""
+    for path in sorted(place.iterdir()):
+        if path.is_dir():
+            yield from _sums(path, f"{under}{path.name}/")
+        elif under or not path.name.startswith(_SUMS):
+            yield under + path.name, _sum(path)
 
 
-def _sum(path: Path) -> int:
+def _sum(path: Any) -> int:
     value = 0
     with path.open("rb") as file:
         while piece := file.read(1 << 20):

@@ -9,92 +9,89 @@
 
 A script that is stopped and started again ends with the same state as one that never stopped, bit
 for bit.
+
+`FOLDER/STEP/` has `reptile_jax.json`, the leaves of the state by their paths; `arrays/`, in which
+Orbax keeps them by their number in that list, so that no two names can collide; and
+`checksums.json`, written last. Other folders and files in FOLDER are left alone.
 """
 
 import contextlib
+import json
 import logging
-import os
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
-from reptile_jax._checksums import Damaged, first_line, is_whole, write_checksums
+from reptile_jax._checkpoint_folder import (
+    LEAVES,
+    absolute,
+    check_path,
+    check_room,
+    finished,
+    is_free,
+    located,
+    remove,
+    set_aside,
+    steps,
+)
+from reptile_jax._checksums import Damaged, check_whole, first_line, write_checksums
 from reptile_jax._types import MetaState
 
+_ARRAYS = "arrays"
 
-def save(folder: Path, state: MetaState) -> None:
+
+def save(folder: Path | str, state: MetaState) -> None:
     """Saves the state under its step, and keeps the two newest. Of many processes the first saves.
 
     Damaged checkpoints are renamed `damaged-STEP`: they no longer count.
 
+    Args:
+      folder: where the checkpoints of a run are: `~` is the home folder, and `gs://BUCKET/FOLDER`
+        works where gcsfs (or TensorFlow) and google-cloud-storage are installed.
+      state: a learner's. Its parts may be any pytrees of arrays, random keys among them.
+
     Raises:
       TypeError: for what is not a `MetaState`.
-      FileExistsError: if there is a good checkpoint of a later step, or a different one of this.
+      FileExistsError: if there is a good checkpoint of a later step, or a different one of this, or
+        if something else has the name of this.
       ValueError: if there is one of another model, of this step or a later one; as `check_path`.
       OSError: if it cannot be written; the others stay.
     """
-    folder = Path(folder)
     if not isinstance(state, MetaState):
         raise TypeError(f"save takes a learner's state, got {type(state).__name__}.")
     check_path(folder)
     if jax.process_index():
         return
-    if jax.process_count() > 1:  # Orbax takes arrays of all processes, or of none
-        state = jax.device_get(state)
-    step, state = int(state.step), _keys_as_words(state)
-    for earlier in [other for other in _steps(folder) if other < step]:
-        with contextlib.suppress(ValueError):  # of another model, but whole
-            try:
-                is_whole(folder / str(earlier)) or _read(folder, earlier, _shapes(state))
-            except Damaged:
-                _set_aside(folder, earlier)
-    for other in [other for other in _steps(folder) if other >= step]:
-        try:
-            there = _read(folder, other, _shapes(state))
-        except Damaged:
-            _set_aside(folder, other)
-            continue
-        if other == step and _equal(there, state):
-            return
-        raise FileExistsError(
-            f"{folder} has a checkpoint of step {other}, so that of step {step} cannot be saved "
-            "there: go on from it with restore, or give another folder."
-        )
+    place = located(folder)
+    step, leaves = int(state.step), _leaves(state)
+    if _is_saved(place, step, leaves):
+        return
     try:
-        _check_room(folder, state)
-        manager = _manager(folder, max_to_keep=2, cleanup_tmp_directories=True)
-        with _no_word_of_merging(), manager:
-            manager.save(step, args=ocp.args.StandardSave(state), force=True)
-        write_checksums(folder / str(step))
+        check_room(place, _size(leaves))
+        for unfinished in set(steps(place)) - set(finished(place)):
+            remove(place / str(unfinished))
+        _write(place / str(step), leaves)
+        for old in finished(place)[:-2]:
+            remove(place / str(old))
     except Exception as error:  # Orbax and its storage raise many kinds
         raise OSError(
-            f"the checkpoint of step {step} cannot be written to {folder}: {first_line(error)}"
+            f"the checkpoint of step {step} cannot be written to {place}: {first_line(error)}"
         ) from error
 
 
-def check_path(folder: Path) -> None:
-    """Raises a ValueError for a folder that Orbax cannot keep arrays in, because of its name."""
-    path = str(Path(folder).absolute())
-    if bad := [part for part in ("\\", "**") if part in path and part != os.sep]:
-        raise ValueError(
-            f"no checkpoint can be kept under {path}: Orbax takes {' and '.join(bad)} in a path "
-            "for something else. Give another folder."
-        )
-
-
 def restore(
-    folder: Path, like: MetaState, on_damage: Callable[[str], Any] = warnings.warn
+    folder: Path | str, like: MetaState, on_damage: Callable[[str], Any] = warnings.warn
 ) -> MetaState:
-    """Restores the newest state that is not damaged.
+    """Restores the newest state that is not damaged. One whose save was cut short does not count.
 
     Args:
-      folder: the run's checkpoint folder.
+      folder: as in `save`.
       like: a state of the same structure, shapes and dtypes; `jax.eval_shape(learner.init, params)`
         makes one that takes no memory. With that the state comes back on one device: `train` puts
         it on all of its learner's; for `learner.step`, call `rj.replicate(state, learner.mesh)`.
@@ -102,41 +99,84 @@ def restore(
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
-      ValueError: if the checkpoint is of another model, naming what differs, or all are damaged.
+      ValueError: if the checkpoint is of another model, naming what differs, or all are damaged;
+        as `check_path`.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no checkpoint folder {folder}.")
-    steps = _steps(folder)
-    if not steps:
-        raise FileNotFoundError(f"there is no checkpoint in {folder}.")
-    for step in reversed(steps):
+    check_path(folder)
+    place = located(folder)
+    if not place.is_dir():
+        raise FileNotFoundError(f"there is no checkpoint folder {place}.")
+    there, leaves = finished(place), _leaves(like)
+    if not there:
+        raise FileNotFoundError(f"there is no checkpoint in {place}.")
+    for step in reversed(there):
         try:
-            state = _read(folder, step, _shapes(_keys_as_words(like)))
-            return _words_as_keys(state, like)
+            check_whole(place / str(step))
+            read = _read(place / str(step), leaves).values()
+            return jax.tree.unflatten(jax.tree.structure(like), read)
         except Damaged as damage:
             on_damage(f"{damage}; going back to the one before it.")
-    raise ValueError(f"every checkpoint in {folder} is damaged.")
+    raise ValueError(f"every checkpoint in {place} is damaged.")
 
 
-def _read(folder: Path, step: int, like: MetaState) -> MetaState:
+def _is_saved(folder: Any, step: int, leaves: Mapping[str, Any]) -> bool:
+    """Whether the state is there; raises as `save` does. What is damaged is set aside."""
+    for other in finished(folder):
+        try:
+            check_whole(folder / str(other))
+            there = _read(folder / str(other), leaves) if other >= step else None
+        except Damaged:
+            set_aside(folder, other)
+            continue
+        if other == step and there is not None and _equal(there, leaves):
+            return True
+        if there is not None:
+            raise FileExistsError(
+                f"{folder} has a checkpoint of step {other}, so that of step {step} cannot be "
+                "saved there: go on from it with restore, or give another folder."
+            )
     place = folder / str(step)
-    whole = is_whole(place)
+    if not is_free(place):
+        raise FileExistsError(
+            f"{place} is no checkpoint, so that of step {step} cannot be saved there: give another "
+            "folder."
+        )
+    return False
+
+
+def _write(place: Any, leaves: Mapping[str, Any]) -> None:
+    place.mkdir(exist_ok=True)
+    described = {path: _described(leaf) for path, leaf in leaves.items()}
+    (place / LEAVES).write_text(json.dumps(described, indent=2))
+    with _no_word_of_merging(), _orbax() as orbax:
+        orbax.save(absolute(place / _ARRAYS), args=ocp.args.StandardSave(_numbers(leaves)))
+    write_checksums(place)
+
+
+def _read(place: Any, like: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The leaves of a checkpoint that is whole, by their paths."""
     try:
-        with _manager(folder, create=False) as manager:
-            found = manager.item_metadata(step)
-            differences = _differences(_described(found.tree), _described(like))
-            if not differences:
-                return manager.restore(step, args=ocp.args.StandardRestore(like))
+        found = json.loads((place / LEAVES).read_text())
+        differences = _differences(found, {path: _described(leaf) for path, leaf in like.items()})
+        if not differences:
+            ordered = {path: like[path] for path in found}
+            wanted = jax.tree.map(_target, _numbers(ordered))
+            with _orbax() as orbax:
+                arrays = orbax.restore(
+                    absolute(place / _ARRAYS), args=ocp.args.StandardRestore(wanted)
+                )
+            read = {
+                path: _as_leaf(arrays.get(str(number)), leaf)
+                for number, (path, leaf) in enumerate(ordered.items())
+            }
+            return {path: read[path] for path in like}
+    except (PermissionError, MemoryError):
+        raise
     except Exception as error:
-        if isinstance(error, PermissionError | MemoryError):
-            raise
-        if whole:
-            raise ValueError(
-                f"the checkpoint {place} is as it was written, but this version cannot read it: "
-                f"{first_line(error)}"
-            ) from error
-        raise Damaged(f"the checkpoint {place} is damaged ({first_line(error)})") from error
+        raise ValueError(
+            f"the checkpoint {place} is as it was written, but this version cannot read it: "
+            f"{first_line(error)}"
+        ) from error
     more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
     raise ValueError(
         f"the checkpoint {place} is of another model or another version: "
@@ -144,14 +184,19 @@ def _read(folder: Path, step: int, like: MetaState) -> MetaState:
     )
 
 
-def _described(tree: Any) -> dict[str, str]:
-    """A description of each leaf by its path, in the form in which Orbax names them."""
-    plain = ocp.utils.serialize_tree(tree, keep_empty_nodes=True)
-    leaves = ocp.utils.to_flat_dict(plain, keep_empty_nodes=True)
-    describe = lambda leaf: (
-        f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" if hasattr(leaf, "shape") else "empty"
-    )
-    return {".".join(map(str, path)): describe(leaf) for path, leaf in leaves.items()}
+def _leaves(tree: Any) -> dict[str, Any]:
+    """The leaves by their paths, in the tree's order."""
+    leaves = {}
+    for keys, leaf in jax.tree.leaves_with_path(tree):
+        path = jax.tree_util.keystr(keys).removeprefix(".")
+        while path in leaves:  # nodes of the user's own may name two alike
+            path += "'"
+        leaves[path] = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+    return leaves
+
+
+def _described(leaf: Any) -> str:
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
 def _differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
@@ -162,81 +207,70 @@ def _differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
     ]
 
 
-def _shapes(state: MetaState) -> MetaState:
-    """Shapes, dtypes and where to put the leaves: on this machine's devices, not the writer's."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def _numbers(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """What Orbax stores, by the number of the leaf: keys as words, and no empty array."""
+    return {str(n): _words(leaf) for n, leaf in enumerate(leaves.values()) if leaf.size}
 
-    def shape(leaf):
-        sharding = getattr(leaf, "sharding", None)
-        of_this_process = sharding is not None and sharding.is_fully_addressable
-        return jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding if of_this_process else here
-        )
 
-    return jax.tree.map(shape, state)
+def _size(leaves: Mapping[str, Any]) -> int:
+    return sum(array.size * array.dtype.itemsize for array in _numbers(leaves).values())
 
 
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _keys_as_words(tree: Any) -> Any:
-    """The tree with the words of random keys in their place: Orbax stores numbers alone."""
-    shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    words = lambda leaf: (
-        jax.random.key_data(leaf)
-        if isinstance(leaf, jax.Array)
-        else jax.eval_shape(jax.random.key_data, shape(leaf))
+def _words(leaf: Any) -> Any:
+    """An array, or its shape, with random keys as the words that they consist of."""
+    if not isinstance(leaf, jax.Array):
+        shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        return jax.eval_shape(jax.random.key_data, shape) if _is_key(leaf) else leaf
+    several = jax.process_count() > 1  # Orbax takes arrays of all processes, or of none
+    if _is_key(leaf):
+        leaf = jax.random.key_data(leaf.addressable_data(0) if several else leaf)
+    return np.asarray(leaf) if several else leaf
+
+
+def _as_leaf(words: jax.Array | None, like: Any) -> jax.Array:
+    """The reverse of `_words`; None is an empty array."""
+    if words is None:
+        shape = _words(like)
+        words = jnp.zeros(shape.shape, shape.dtype)
+    if not _is_key(like):
+        return words
+    kind = jax.random.key_impl(jnp.empty((), like.dtype))  # `like` may be a shape
+    return jax.random.wrap_key_data(words, impl=kind)
+
+
+def _target(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and where to put a leaf: on this machine's devices, not the writer's."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = getattr(leaf, "sharding", None)
+    of_this_process = sharding is not None and sharding.is_fully_addressable
+    return jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding if of_this_process else here
     )
-    return jax.tree.map(lambda leaf: words(leaf) if _is_key(leaf) else leaf, tree)
 
 
-def _words_as_keys(tree: Any, like: Any) -> Any:
-    """The reverse, with the keys' kinds as in `like`."""
-
-    kind = lambda leaf: jax.random.key_impl(jnp.empty((), leaf.dtype))  # of shapes, too
-    key = lambda words, leaf: jax.random.wrap_key_data(words, impl=kind(leaf))
-    return jax.tree.map(lambda x, leaf: key(x, leaf) if _is_key(leaf) else x, tree, like)
+def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether all leaves are the same, bit for bit."""
+    bits = lambda leaf: np.asarray(_words(leaf)).tobytes()
+    return all(bits(one[path]) == bits(leaf) for path, leaf in other.items())
 
 
-def _equal(one: MetaState, other: MetaState) -> bool:
-    return jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
-
-
-def _check_room(folder: Path, state: MetaState) -> None:
-    """Fails where there is no room to write: plainly, and before Orbax does in many threads."""
-    folder.mkdir(parents=True, exist_ok=True)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    with tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size + (1 << 16))  # and Orbax's own files
-
-
-def _set_aside(folder: Path, step: int) -> None:
-    number, name = 1, f"damaged-{step}"
-    while (folder / name).exists():
-        number += 1
-        name = f"damaged-{step}-{number}"
-    (folder / str(step)).rename(folder / name)
-
-
-def _steps(folder: Path) -> list[int]:
-    """The steps of which there is a checkpoint; what Orbax has not finished bears another name."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-
-
-def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-        folder.absolute(),
-        # Each array in files of its own: Orbax merges those of its other format by a glob, which
-        # finds nothing where the path has brackets. Both formats are read.
-        item_handlers=ocp.StandardCheckpointHandler(use_ocdbt=False),
-        options=ocp.CheckpointManagerOptions(
-            enable_async_checkpointing=False, **{**options, **_by_itself()}
-        ),
+def _orbax() -> ocp.Checkpointer:
+    """Orbax; one of many processes saves or restores without waiting for the others."""
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f"process-{process}",
     )
+    options: Any = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
+    # Each array in files of its own: Orbax merges those of its other format by a glob, which finds
+    # nothing where the path has brackets.
+    handler = ocp.StandardCheckpointHandler(use_ocdbt=False, **options)
+    return ocp.Checkpointer(handler, **options)
 
 
 @contextlib.contextmanager
@@ -249,17 +283,3 @@ def _no_word_of_merging() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(other)
-
-
-def _by_itself() -> dict[str, Any]:
-    """Options by which one of many processes saves or restores without waiting for the others."""
-    if jax.process_count() == 1:
-        return {}
-    return {
-        "create": False,  # the folder is there
-        "multiprocessing_options": ocp.options.MultiprocessingOptions(
-            primary_host=jax.process_index(),
-            active_processes={jax.process_index()},
-            barrier_sync_key_prefix=f"process-{jax.process_index()}",
-        ),
-    }

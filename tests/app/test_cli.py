@@ -103,6 +103,79 @@ def test_what_ends_a_command_is_said_in_one_line(error, status, said, monkeypatc
     assert shown.count("\n") == 1
 
 
+def command_in(folder, *argv, **environment):
+    """What the command leaves when it is run there: its status and its standard error."""
+    command = [sys.executable, "-m", "reptile_jax", *argv]
+    env = {**os.environ, "HOME": str(folder), **environment}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "fly"])
+def test_a_device_that_is_not_there_is_one_line(platform, tmp_path):
+    argv = ("train", "sinusoid", "--out", "run")
+    status, error = command_in(tmp_path, *argv, JAX_PLATFORMS=platform)
+    assert status == 1
+    assert error.startswith(f"reptile-jax: JAX does not start with JAX_PLATFORMS={platform}: ")
+    assert 'pip install "reptile-jax[cuda]"' in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [("0.1.0", "requires version >="), ("9.9.9", "newer than"), (None, "requires jaxlib")],
+)
+def test_a_jaxlib_that_does_not_fit_is_one_line(version, said, tmp_path):
+    fake = tmp_path / "path" / "jaxlib"
+    fake.mkdir(parents=True)
+    if version is None:
+        (fake / "__init__.py").write_text("raise ModuleNotFoundError('jaxlib')")
+    else:
+        (fake / "__init__.py").touch()
+        (fake / "version.py").write_text(f"__version__ = {version!r}")
+    status, error = command_in(tmp_path, "presets", PYTHONPATH=str(fake.parent))
+    assert status == 1
+    assert error.startswith("reptile-jax: JAX cannot be imported: ")
+    assert said in error
+    assert error.count("\n") == 1
+    code = [sys.executable, "-c", "import reptile_jax"]  # a script gets the whole error
+    env = {**os.environ, "PYTHONPATH": str(fake.parent)}
+    done = subprocess.run(code, env=env, capture_output=True, text=True)
+    assert "Traceback" in done.stderr
+
+
+def test_the_home_folder_is_known(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    given = []
+    monkeypatch.setitem(commands.COMMANDS, "take", given.extend)
+    assert cli.main(["take", "~/run", "--out=~/run", "--out", "~", "a~", "--x=a~/b=~"]) == 0
+    home = str(tmp_path / "home")
+    assert given == [f"{home}/run", f"--out={home}/run", "--out", home, "a~", "--x=a~/b=~"]
+    assert cli.main(["evaluate", "~/run"]) == 1
+    assert f"{home}/run is not the folder of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "sinusoid", "--out", "s3://bucket/run"],
+        ["train", "sinusoid", "--out=gs://bucket/run"],
+        ["train", "images", "--data", "https://host/images"],
+        ["evaluate", "gs://bucket/run"],
+        ["download", "omniglot", "--out", "az://bucket/omniglot"],
+    ],
+)
+def test_an_address_is_no_folder(argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(argv) == 1
+    error = capsys.readouterr().err
+    assert "://" in error
+    assert error.endswith(" is no folder of this machine: mount it, or copy it.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_defect_is_not_taken_for_a_mistake(monkeypatch):
     def fail(argv):
         raise jax.errors.JaxRuntimeError("INTERNAL: a defect")

@@ -40,7 +40,8 @@ def wait_for(condition, process, seconds=120):
 
 def unfinished(run):
     """Whether there is a checkpoint that is being written, or was when its process was killed."""
-    return any((run / "checkpoints").glob("*tmp*"))
+    steps = (run / "checkpoints").glob("[0-9]*")
+    return any(not (step / "checksums.json").exists() for step in steps)
 
 
 def stopped_in_a_save(process, run):

@@ -76,9 +76,9 @@ def test_a_damaged_newest_checkpoint_is_made_again(whole, folder, capsys):
     with pytest.raises(RuntimeError):
         tiny_run.train(folder, on_metrics=at(14, crash))
     damaged = folder / "checkpoints" / "12"
-    (damaged / "default" / "_METADATA").unlink()
+    (damaged / "arrays" / "_METADATA").unlink()
     tiny_run.train(folder, dataclasses.replace(tiny_run.CONFIG, meta_steps=12))
-    assert f"{damaged} is damaged (default/_METADATA is missing)" in capsys.readouterr().err
+    assert f"{damaged} is damaged (arrays/_METADATA is missing)" in capsys.readouterr().err
     assert (folder / "checkpoints" / "damaged-12").is_dir()
     tiny_run.train(folder)
     assert_same(whole, folder)

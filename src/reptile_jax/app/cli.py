@@ -26,8 +26,9 @@ usage: reptile-jax COMMAND ...
                                     or beyond it
   train --resume RUN [--data DIR]   go on with a run that was stopped
   evaluate RUN [--data DIR]         score a trained run on held-out tasks
-  adapt RUN --support DIR --query DIR
+  adapt RUN --support DIR --query IMAGES
                                     classify new images of new classes
+  predict MODEL --query IMAGES      with a model that adapt --save made
   download omniglot --out DIR       fetch Omniglot from its official repository
   presets                           the presets and their values
 
@@ -58,25 +59,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         terminal.fail(str(stop) or "interrupted")
         return 128 + getattr(stop, "signum", signal.SIGINT)
+    except Exception:
+        if not (problem := _why_jax_does_not_start()):
+            raise
+        terminal.fail(problem)
+        return 1
 
 
 def _run(command: str, *argv: str) -> int:
     import jax
 
-    from reptile_jax.app import commands  # only here, so that --help is quick
+    from reptile_jax.app import commands, run_folder  # only here, so that --help is quick
 
     if command not in commands.COMMANDS:
         terminal.fail(f"there is no command {command!r}: see reptile-jax --help.")
         return 1
     _keep_programs()
+    words = [_at_home(word) for word in argv]
+    for word in words:
+        run_folder.check_local(word.partition("=")[2] if word.startswith("--") else word)
     try:
         with signals.handled(signals.interrupt):
-            commands.COMMANDS[command](list(argv))
+            commands.COMMANDS[command](words)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return _out_of_memory(error)
     return int(terminal.lost())
+
+
+def _at_home(word: str) -> str:
+    """The word with `~` as the home folder, which shells do not see in `--out=~/run`."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + os.path.expanduser(value)
+
+
+def _why_jax_does_not_start() -> str | None:
+    """What is wrong with the installation, if JAX finds no device."""
+    import jax
+
+    try:
+        jax.devices()
+        return None
+    except Exception as error:  # JAX itself raises an AssertionError, without a word
+        reason = (str(error).splitlines() or ["there is no such device"])[0]
+        reason = reason.partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+    asked = getattr(jax.config, "jax_platforms", None)
+    if not asked:
+        return f"JAX does not start: {reason}"
+    return (
+        f"JAX does not start with JAX_PLATFORMS={asked}: {reason}. Unset it, or install JAX for it "
+        '(pip install "reptile-jax[cuda]" or "reptile-jax[tpu]").'
+    )
 
 
 def _out_of_memory(error: Exception) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import platform
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
@@ -47,11 +48,21 @@ def create(out: Path | None, name: str, config: Config, files: Mapping[str, Any]
 
 def check_free(out: Path | None) -> None:
     """Raises as `create` does, where a run cannot be."""
+    check_local(str(out or ""))
     rj.checkpoint.check_path(out or Path())
     if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise FileExistsError(
             f"{out} exists, and a run is never overwritten: give another --out, or remove it."
         )
+
+
+def check_local(path: str) -> None:
+    """Raises a ValueError for an address such as gs://BUCKET/FOLDER: a run is locked, and added to.
+
+    In a script, `checkpoint.save` takes those that it can.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):  # a drive has one letter
+        raise ValueError(f"{path} is no folder of this machine: mount it, or copy it.")
 
 
 def load_config(folder: Path) -> Config:
