@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,109 @@ def test_adapt_names_the_class_of_each_image(trained, support, tmp_path, capsys,
     assert "1 mini-batches of 4 images show 4 of the 6 images" in capsys.readouterr().err
     assert cli.main([*argv, *flags, "--eval-steps", "1", "--eval-batch", "1"]) == 1
     assert "show no image of bar" in capsys.readouterr().err
+
+
+def answers_of(capsys, *argv):
+    assert cli.main([*map(str, argv), "--json", "-"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def assert_alike(answers, expected):
+    """The same but for rounding, which depends on how many images are computed at once."""
+    assert [answer["image"] for answer in answers] == [answer["image"] for answer in expected]
+    for answer, other in zip(answers, expected, strict=True):
+        assert answer["class"] == other["class"]
+        chances = [list(a["probabilities"].values()) for a in (answer, other)]
+        np.testing.assert_allclose(*chances, atol=1e-5)
+
+
+def test_single_images_and_folders_are_classified_in_the_order_given(trained, support, capsys):
+    argv = ["adapt", trained, "--support", support]
+    one, other, *_, last = sorted(Path("query").iterdir())
+    whole = answers_of(capsys, *argv, "--query", "query")
+    for given, expected in (
+        ([one], whole[:1]),
+        ([last, one], [whole[-1], whole[0]]),
+        ([other, "--query", "query"], [whole[1], *whole]),
+    ):
+        assert_alike(answers_of(capsys, *argv, "--query", *given), expected)
+    assert adapt.adapt(trained, support, one) == adapt.adapt(trained, support, [one])
+    assert cli.main([*map(str, argv), "--query", str(one)]) == 0
+    assert f" {one} " in capsys.readouterr().out
+    assert cli.main([*map(str, argv), "--query", "query"]) == 0
+    assert f" {one.name} " in capsys.readouterr().out
+    assert cli.main(list(map(str, argv))) == 1
+    assert (
+        "give images to classify with --query, or a folder with --save" in capsys.readouterr().err
+    )
+    assert cli.main([*map(str, argv), "--query", "none.png"]) == 1
+    assert "there is no folder or image none.png" in capsys.readouterr().err
+
+
+def test_files_that_are_left_out_are_counted(trained, support, tmp_path, capsys):
+    (tmp_path / "query" / "photo.heic").write_bytes(b"")
+    (support / "bar1" / "deeper").mkdir()
+    shutil.copy(support / "bar1" / "1-0.png", support / "bar1" / "deeper" / "a.png")
+    assert cli.main(["adapt", str(trained), "--support", "support", "--query", "query"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "reptile-jax: support: 1 file left out: 1 .png not directly in a class folder; such as "
+        "bar1/deeper/a.png",
+        "reptile-jax: query: 1 file left out: 1 .heic; such as photo.heic",
+    ]
+
+
+@pytest.mark.parametrize("flags", [[], ["--transductive"]])
+def test_an_adapted_model_is_kept_and_gives_the_same_answers(
+    trained, support, tmp_path, capsys, flags
+):
+    argv = ["adapt", trained, "--support", support, "--query", "query", *flags]
+    adapted = answers_of(capsys, *argv, "--save", "model")
+    shutil.rmtree(support)
+    assert answers_of(capsys, "predict", "model", "--query", "query") == adapted
+    other = [] if flags else ["--transductive", "True"]
+    assert answers_of(capsys, "predict", "model", "--query", "query", *other)
+    assert adapt.predict(tmp_path / "model", Path("query"), transductive=bool(flags)) == adapted
+    if not flags:
+        one = sorted(Path("query").iterdir())[2]
+        assert_alike(adapt.predict(Path("model"), one), adapted[2:3])
+    assert cli.main(["predict", "model", "--query", "query", "--json", "answers.json"]) == 0
+    assert "2 classes of model" in capsys.readouterr().out
+    assert json.loads(Path("answers.json").read_text()) == adapted
+
+
+def test_a_model_is_adapted_only_to_be_kept_and_never_overwritten(trained, support, capsys):
+    argv = ["adapt", str(trained), "--support", "support", "--save", "a/model"]
+    assert cli.main(argv) == 0
+    assert capsys.readouterr().out.endswith("the adapted model is in a/model\n")
+    assert cli.main(["predict", "a/model", "--query", "query"]) == 0
+    before = {path: path.read_bytes() for path in Path("a").rglob("*") if path.is_file()}
+    assert cli.main([*argv, "--eval-steps", "3"]) == 1
+    assert "a/model exists, and a model is never overwritten" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in Path("a").rglob("*") if path.is_file()}
+
+
+def test_what_is_no_adapted_model_is_refused(trained, support, capsys):
+    assert cli.main(["predict", str(trained), "--query", "query"]) == 1
+    assert "it has no adapted.json. Make one with reptile-jax adapt RUN" in capsys.readouterr().err
+    adapt.adapt(trained, support, save=Path("model"))
+    assert cli.main(["evaluate", "model", "--data", "query"]) == 1
+    assert "model is not the folder of a run" in capsys.readouterr().err
+    path = Path("model/adapted.json")
+    fields = json.loads(path.read_text())
+    for damage in ("{", "[]", "{}", {**fields, "config": {"ways": 0}}, {**fields, "images": "x"}):
+        path.write_text(damage if isinstance(damage, str) else json.dumps(damage))
+        assert cli.main(["predict", "model", "--query", "query"]) == 1
+        error = capsys.readouterr().err
+        assert "adapted.json" in error
+        assert error.count("\n") == 1
+    path.write_text(json.dumps({**fields, "images": 7}))
+    with pytest.raises(ValueError, match=r"of another model"):
+        adapt.predict(Path("model"), Path("query"))
+    path.write_text(json.dumps(fields))
+    largest = max(Path("model/checkpoints").rglob("*"), key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
+        adapt.predict(Path("model"), Path("query"))
 
 
 def test_adapting_draws_mini_batches_as_training_did():

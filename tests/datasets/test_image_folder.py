@@ -1,6 +1,7 @@
 """Folders of images, and splits by classes, on small files."""
 
 import random
+import shutil
 
 import hypothesis
 import numpy as np
@@ -14,6 +15,7 @@ from reptile_jax.datasets import (
     read_images,
     split_classes,
 )
+from reptile_jax.datasets.image_folder import summary_of
 from tests.image_files import class_images, noise, saved
 
 
@@ -73,8 +75,108 @@ def test_image_folder_checks_its_arguments(animals, tmp_path):
         load_image_folder(tmp_path / "none", size=8)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         load_image_folder(animals, size=0)
-    with pytest.raises(ValueError, match="0 classes are too few to split"):
+    for name in ("Bee", "ape", "dog", "été"):
+        shutil.rmtree(animals / name)
+    with pytest.raises(ValueError, match=r"1 classes .* a smaller test_fraction \(--test-frac"):
+        load_image_folder(animals, size=8)
+
+
+def copied(animals, folder, **splits):
+    """The animals in a folder that is split."""
+    for split, names in splits.items():
+        for name in names:
+            shutil.copytree(animals / name, folder / split / name)
+    return folder
+
+
+@pytest.mark.parametrize("validation", ["validation", "val"])
+def test_a_folder_that_is_split_already_stays_so(animals, tmp_path, validation):
+    parts = {"train": ["dog", "cow"], "test": ["ape"], validation: ["Bee", "été"]}
+    folder = copied(animals, tmp_path / "split", **parts)
+    splits = load_image_folder(folder, size=8, test_fraction=0.9, seed=3)
+    assert splits.train_names == ("cow", "dog")
+    assert splits.validation_names == ("Bee", "été")
+    assert splits.test_names == ("ape",)
+    for split, classes, names in (
+        ("train", splits.train, splits.train_names),
+        (validation, splits.validation, splits.validation_names),
+        ("test", splits.test, splits.test_names),
+    ):
+        for index, name in enumerate(names):
+            files = class_folders(folder / split)[name]
+            np.testing.assert_array_equal(class_images(classes, index), read_images(files, size=8))
+    shutil.rmtree(folder / validation)
+    splits = load_image_folder(folder, size=8)
+    assert splits.validation is None
+    assert splits.validation_names == ()
+
+
+def test_classes_and_images_that_do_not_fit_are_named_with_their_split(animals, tmp_path):
+    folder = copied(animals, tmp_path / "split", train=["dog", "cow"], test=["ape", "dog"])
+    with pytest.raises(ValueError, match=r"these classes are in more than one split: dog\. "):
+        load_image_folder(folder, size=8)
+    shutil.rmtree(folder / "test" / "dog")
+    with pytest.raises(ValueError, match=r"min_images=4 .*: train/cow \(2\)\. .*--train-shots"):
+        load_image_folder(folder, size=8, min_images=4)
+
+
+def test_classes_named_train_and_test_are_classes(animals, tmp_path):
+    for name, copy in (("dog", "train"), ("ape", "test"), ("cow", "bus")):
+        shutil.copytree(animals / name, tmp_path / "vehicles" / copy)
+    splits = load_image_folder(tmp_path / "vehicles", size=8)
+    assert sorted(splits.train_names + splits.test_names) == ["bus", "test", "train"]
+
+
+def test_images_in_other_places_are_counted_in_a_message_of_what_is_expected(animals, tmp_path):
+    expected = "there are no images in class folders of .*FOLDER/class/image.png, or FOLDER/train"
+    flat = r"3 files left out: 2 \.jpeg not directly in a class folder, 1 \.txt; such as 0\.JPeG"
+    with pytest.raises(ValueError, match=f"{expected}.* {flat}"):
         load_image_folder(animals / "cow", size=8)
+    shutil.copytree(animals, tmp_path / "a" / "deep" / "animals")
+    (tmp_path / "a" / "deep" / "animals" / "README").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=rf"{expected}.* 20 \.jpeg .*, 1 without an ending.*; such"
+    ):
+        load_image_folder(tmp_path / "a", size=8)
+    shutil.copytree(animals, tmp_path / "b" / "train")  # and no test/
+    with pytest.raises(ValueError, match=expected):
+        load_image_folder(tmp_path / "b", size=8)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=expected):
+        load_image_folder(tmp_path / "empty", size=8)
+
+
+def test_files_that_are_left_out_are_listed(animals):
+    saved(noise(4, 4), animals / "dog" / "deeper" / "a.png")
+    saved(noise(4, 4), animals / "b.png")
+    (animals / "dog" / "@eaDir" / "0.JPeG").mkdir(parents=True)
+    (animals / "dog" / "@eaDir" / "0.JPeG" / "thumbnail.jpg").write_bytes(b"")
+    (animals / "cow" / "photo.heic").write_bytes(b"")
+    splits = load_image_folder(animals, size=8)
+    notes = [name + "/notes.txt" for name in ("Bee", "ape", "cow", "dog", "été")]
+    others = ["b.png", "cow/photo.heic", "dog/deeper/a.png", "list.csv", *notes]
+    assert splits.left_out == tuple(sorted(animals / name for name in others))
+    assert summary_of(splits.left_out, animals) == (
+        "9 files left out: 5 .txt, 2 .png not directly in a class folder, 1 .heic, 1 .csv; such as "
+        "Bee/notes.txt"
+    )
+
+
+def test_many_classes_are_counted_and_the_first_named(tmp_path):
+    for number in range(300):
+        (tmp_path / f"{number:03}").mkdir()
+    saved(noise(4, 4), tmp_path / "000" / "a.png")
+    first = r"000 \(1\), 001 \(0\), 002 \(0\), 003 \(0\), 004 \(0\) and 295 more\."
+    with pytest.raises(ValueError, match=first) as caught:
+        load_image_folder(tmp_path, size=8)
+    assert len(str(caught.value)) < 500
+
+
+def test_all_damaged_images_of_all_splits_are_found_at_once(animals):
+    for name in ("dog", "ape", "cow", "Bee", "été"):
+        (animals / name / "0.JPeG").write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"cannot read 5 of 20 images: .*; and 2 more"):
+        load_image_folder(animals, size=8)
 
 
 def test_class_folders_are_sorted_and_without_clutter(animals):
@@ -105,13 +207,32 @@ def test_image_files_are_found_at_any_depth_and_sorted_by_path(tmp_path):
     assert image_files(str(folder)) == image_files(folder)
 
 
+def test_one_file_is_taken_for_an_image(tmp_path):
+    path = saved(noise(4, 4), tmp_path / "photo.png")
+    assert image_files(path) == image_files(str(path)) == [path]
+
+
+def test_links_to_folders_are_followed_and_end(tmp_path):
+    for name in ("here/a.png", "there/b.png"):
+        saved(noise(4, 4), tmp_path / name)
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "there")
+    (tmp_path / "there" / "up").symlink_to(tmp_path / "here")
+    (tmp_path / "there" / "itself").symlink_to(tmp_path / "there")
+    names = [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path / "here")]
+    assert names == ["here/a.png", "here/link/b.png"]
+    names = [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)]
+    assert names == ["here/a.png", "there/b.png"]  # under their own names
+
+
 def test_image_files_says_what_is_missing(tmp_path):
     (tmp_path / "notes.txt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"there are no images in .*: looked for \.bmp, .*\.webp"):
+    left_out = r"1 file left out: 1 \.txt; such as notes\.txt"
+    with pytest.raises(
+        ValueError, match=rf"there are no images in .*, nor in deeper .*; {left_out}"
+    ):
         image_files(tmp_path)
-    for name in ("none", "notes.txt"):
-        with pytest.raises(FileNotFoundError, match=f"there is no folder .*{name}"):
-            image_files(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*none"):
+        image_files(tmp_path / "none")
 
 
 def test_split_classes_by_the_stated_rule():

@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import subprocess
 import sys
 
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from reptile_jax.datasets import read_images
-from reptile_jax.datasets.images import decode
+from reptile_jax.datasets.images import decode, endings, listed
 from tests.image_files import encoded, encoded_array, noise, saved
 from tests.nonsense import answered, damaged, fuzz
 
@@ -76,6 +77,79 @@ def test_read_images_names_the_file_that_cannot_be_decoded(tmp_path, content):
     bad.write_bytes(good.read_bytes()[:-300] if content == "cut" else content)
     with pytest.raises(ValueError, match=r"cannot read the image .*bad\.jpg: "):
         read_images([good, bad, good], size=8)
+
+
+def test_all_files_that_cannot_be_decoded_are_counted_and_the_first_named(tmp_path):
+    good = saved(noise(4, 4, 3), tmp_path / "good.png")
+    bad = [tmp_path / f"bad{number}.png" for number in range(5)]
+    for path in bad[:4]:
+        path.write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"cannot read 5 of 7 images: ") as caught:
+        read_images([good, *bad, good], size=4)
+    message = str(caught.value)
+    assert [f"bad{n}.png" in message for n in range(5)] == [True, True, True, False, False]
+    assert message.endswith("bad2.png: Pillow does not recognise it as an image; and 2 more")
+
+
+def test_a_list_is_cut_after_a_few_names():
+    assert listed(["a", "b"]) == "a, b"
+    assert listed([str(n) for n in range(5000)]) == "0, 1, 2, 3, 4 and 4,995 more"
+
+
+def test_every_still_image_that_pillow_itself_decodes_has_its_ending(tmp_path):
+    known = endings()
+    usual = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+    assert usual | {".jfif", ".jpe", ".tga", ".dib", ".jp2", ".mpo", ".ico", ".psd"} < known
+    assert not known & {".eps", ".ps", ".wmf", ".emf", ".pdf", ".mpg", ".mpeg", ".h5", ".grib"}
+    if features.check("avif"):
+        assert ".avif" in known
+    array = np.full((8, 8, 3), 100, np.uint8)
+    for ending in (".jfif", ".tga", ".dib", ".pcx", ".jp2"):
+        path = saved(array, tmp_path / f"a{ending}")
+        np.testing.assert_allclose(read_images([path], size=8)[0], array, atol=1)
+
+
+def test_no_other_program_is_run_for_a_file_whatever_its_name(tmp_path, monkeypatch):
+    """An EPS file is a program for Ghostscript."""
+    path = tmp_path / "a.png"
+    Image.fromarray(noise(4, 4, 3)).save(path, "EPS")
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program runs"))
+    with pytest.raises(ValueError, match="does not recognise it as an image"):
+        read_images([path], size=4)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_greys_of_any_depth_in_16_bit_files_keep_their_contrast(bits, kind):
+    grey = noise(6, 6)
+    grey[0, 0] = 255
+    file = encoded_array(grey.astype(np.uint16) * 2 ** (bits - 8), kind)
+    image = decode(io.BytesIO(file), "x", 6, "grey", "nearest")
+    np.testing.assert_array_equal(image[..., 0], grey)
+
+
+def test_the_depth_that_a_file_declares_counts_whatever_its_values():
+    dark = noise(8, 8) // 16  # of 255
+    maximum_4095 = b"P5 8 8 4095\n" + (dark.astype(int) * 16).astype(">u2").tobytes()
+    for file in (maximum_4095, tiff_of_12_bits(dark.astype(int) * 16)):
+        image = decode(io.BytesIO(file), "x", 8, "grey", "nearest")
+        np.testing.assert_allclose(image[..., 0].astype(int), dark, atol=1)
+
+
+def tiff_of_12_bits(grey):
+    """Pillow reads such files, and does not write them."""
+    height, width = grey.shape
+    bits = "".join(f"{value:012b}" for value in grey.flat)
+    pixels = int(bits, 2).to_bytes(len(bits) // 8)
+    short, long = 3, 4  # the types of the fields
+    fields = [
+        *((256, short, width), (257, short, height), (258, short, 12), (259, short, 1)),
+        *((262, short, 1), (273, long, 122), (277, short, 1), (278, short, height)),
+        (279, long, len(pixels)),
+    ]
+    entries = [struct.pack("<HHII", number, kind, 1, value) for number, kind, value in fields]
+    header = struct.pack("<2sHIH", b"II", 42, 8, len(fields))
+    return header + b"".join(entries) + bytes(4) + pixels
 
 
 def test_read_images_checks_its_arguments(tmp_path):

@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 import tyro
 
@@ -138,53 +139,86 @@ def evaluate(argv: list[str]) -> None:
         runner.evaluate(run, options.data, mesh=mesh, **changes)
 
 
+# Both --query A B and --query A --query B.
+_Several: TypeAlias = tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]]
+
+
 @dataclasses.dataclass(frozen=True)
 class _AdaptOptions:
     run: Annotated[Path, tyro.conf.Positional]  # folder of the run
     support: Path  # folder with one folder of images per class
-    query: Path  # folder of the images to classify
+    query: _Several = ()  # images to classify, and folders of them
     transductive: bool = False  # normalise the query images together
     eval_steps: int | None = None  # inner steps; like eval_batch, by default the run's value
     eval_batch: int | None = None  # images in each mini-batch
+    save: Path | None = None  # a new folder, to keep the adapted model in for predict
+    json: Path | None = None  # also write the answers to this file; with - to standard output alone
+
+
+@dataclasses.dataclass(frozen=True)
+class _PredictOptions:
+    model: Annotated[Path, tyro.conf.Positional]  # folder that adapt --save made
+    query: _Several  # images to classify, and folders of them
+    transductive: bool | None = None  # normalise them together; by default as adapt was told
     json: Path | None = None  # also write the answers to this file; with - to standard output alone
 
 
 def adapt_run(argv: list[str]) -> None:
     """Classifies images of new classes."""
     options = tyro.cli(_AdaptOptions, args=argv, prog="reptile-jax adapt")
-    to_output = options.json == Path("-")
-    if options.json is not None and not to_output:
-        _check_free(options.json)
+    _check_free(options.json)
     asked = {"eval_steps": options.eval_steps, "eval_batch": options.eval_batch}
+    query = tuple(itertools.chain(*options.query))
     answers = adapt.adapt(
         options.run,
         options.support,
-        options.query,
+        query,
         transductive=options.transductive,
+        save=options.save,
         **{name: value for name, value in asked.items() if value is not None},
     )
-    if to_output:
+    _show(f"adapted to {_number(answers)} of {options.support}", answers, query, options.json)
+    if options.save is not None and options.json != Path("-"):
+        terminal.say(f"the adapted model is in {options.save}")
+
+
+def predict(argv: list[str]) -> None:
+    """Classifies images with a model that was adapted before."""
+    options = tyro.cli(_PredictOptions, args=argv, prog="reptile-jax predict")
+    _check_free(options.json)
+    query = tuple(itertools.chain(*options.query))
+    answers = adapt.predict(options.model, query, transductive=options.transductive)
+    _show(f"{_number(answers)} of {options.model}", answers, query, options.json)
+
+
+def _number(answers: list[dict[str, Any]]) -> str:
+    return f"{len(answers[0]['probabilities'])} classes" if answers else "the classes"
+
+
+def _show(
+    title: str, answers: list[dict[str, Any]], query: tuple[Path, ...], json: Path | None
+) -> None:
+    """Shows the answers as a table and writes them, or only writes them to standard output."""
+    if json == Path("-"):
         terminal.say(to_json(answers))
         return
-    terminal.table(
-        f"adapted to {len(answers[0]['probabilities'])} classes of {options.support}",
-        ["image", "class", "probability"],
-        [
-            [
-                str(Path(answer["image"]).relative_to(options.query)),
-                answer["class"],
-                f"{answer['probability']:.3f}",
-            ]
-            for answer in answers
-        ],
-    )
-    if options.json is not None:
-        write_json(options.json, answers)
+    # Of one folder, the paths in it.
+    place = query[0] if len(query) == 1 and query[0].is_dir() else Path()
+    shown = lambda image: str(image.relative_to(place) if image.is_relative_to(place) else image)
+    rows = [
+        [shown(Path(answer["image"])), answer["class"], f"{answer['probability']:.3f}"]
+        for answer in answers
+    ]
+    terminal.table(title, ["image", "class", "probability"], rows) if rows else terminal.say(title)
+    if json is not None:
+        write_json(json, answers)
 
 
-def _check_free(path: Path) -> None:
+def _check_free(path: Path | None) -> None:
     """Raises a ValueError for a file that --json cannot write."""
     problem = None
+    if path is None or path == Path("-"):
+        return
     if path.exists():
         problem = f"{path} exists: give another --json, or remove it."
     elif not path.parent.is_dir():
@@ -250,6 +284,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
     "adapt": adapt_run,
+    "predict": predict,
     "download": download,
     "presets": list_presets,
 }

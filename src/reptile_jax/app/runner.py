@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -75,21 +76,36 @@ def resume(
 def evaluate(
     folder: Path, data: Path | None = None, *, mesh: Mesh | None = None, **changes: Any
 ) -> rj.Evaluation:
-    """Scores a trained run on held-out tasks; `changes` replace fields of its configuration.
+    """Scores a trained run on held-out tasks.
+
+    Args:
+      folder: of the run.
+      data: the folder of its data set, or for a run on images of another one, without classes that
+        the run was trained on.
+      mesh: the devices that share the tasks.
+      changes: replace fields of the run's configuration.
 
     Raises:
       ValueError: for values that do not fit the run or the data set.
     """
     started = time.monotonic()
     # The mesh is for scoring alone: a learner that runs on one device is not to refuse it.
-    config, experiment = _open(folder, data, None, changes)
+    config, experiment = _open(folder, data, None, changes, is_scored=True)
+    if experiment.summary:
+        terminal.say(experiment.summary)
     processes.check_told_the_same(config)
     states = {OURS: run_folder.restore(folder, experiment.first_state)}
-    return _evaluate(folder, "evaluation", config, experiment, states, started, mesh)[OURS]
+    told = {} if data is None else {"data": str(data)}
+    return _evaluate(folder, "evaluation", config, experiment, states, started, mesh, told)[OURS]
 
 
 def _open(
-    folder: Path, data: Path | None, mesh: Mesh | None, changes: Mapping[str, Any]
+    folder: Path,
+    data: Path | None,
+    mesh: Mesh | None,
+    changes: Mapping[str, Any],
+    *,
+    is_scored: bool = False,
 ) -> tuple[Config, Experiment]:
     config = run_folder.load_config(folder)
     known = {field.name for field in dataclasses.fields(config)}
@@ -97,7 +113,7 @@ def _open(
         raise ValueError(f"{folder} is a run of {config.experiment}, without {', '.join(unknown)}.")
     config = dataclasses.replace(config, **changes)
     config.check()
-    experiment = experiments.build(config, data, mesh)
+    experiment = experiments.build(config, data, mesh, folder if is_scored else None)
     run_folder.check_data(folder, experiment.data_facts)
     return config, experiment
 
@@ -146,8 +162,9 @@ def _evaluate(
     states: Mapping[str, rj.MetaState],
     started: float,
     mesh: Mesh | None,
+    told: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, rj.Evaluation]:
-    """Scores initialisations on the same held-out tasks, and shows and stores the scores."""
+    """Scores initialisations on the same held-out tasks; shows and stores the scores and `told`."""
     begun = time.monotonic()
     evaluations = {
         label: _score(label, config, experiment, state, mesh) for label, state in states.items()
@@ -157,6 +174,7 @@ def _evaluate(
         "scores": {label: scores.curves(result) for label, result in evaluations.items()},
         "score": experiment.main_score,
         "tasks": config.eval_tasks,
+        **told,
         "meta steps": step,
         "evaluation seconds": round(time.monotonic() - begun, 1),
         "config": dataclasses.asdict(config),

@@ -7,8 +7,10 @@ released code).
 """
 
 import numbers
+import os
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,17 +18,31 @@ import numpy as np
 
 from reptile_jax._checks import check_integers
 from reptile_jax._types import ImageClasses
-from reptile_jax.datasets.images import Color, Resample, check_options, read_images
+from reptile_jax.datasets.images import (
+    Color,
+    Resample,
+    check_options,
+    endings,
+    listed,
+    read_images,
+)
 
 ClassItems: TypeAlias = Mapping[str, Any]  # class name → a sequence of images: paths or indices
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+ClassFiles: TypeAlias = Mapping[str, Sequence[Path]]  # class name → its image files
+
+_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+_LAYOUT = (
+    "each class has a folder with its images directly in it, FOLDER/class/image.png, or "
+    "FOLDER/train/class/image.png beside FOLDER/test/class/image.png"
+)
 
 
 class ImageSplits(NamedTuple):
     """A data set split by classes: no class is in two of the splits.
 
-    `train_names[c]` is the name of class `c` of `train`, and so on.
+    `train_names[c]` is the name of class `c` of `train`, and so on. `left_out` are the files that
+    were found and not read, of loaders that look for images.
     """
 
     train: ImageClasses
@@ -35,6 +51,7 @@ class ImageSplits(NamedTuple):
     test_names: tuple[str, ...]
     validation: ImageClasses | None = None
     validation_names: tuple[str, ...] = ()
+    left_out: tuple[Path, ...] = ()
 
 
 def load_image_folder(
@@ -50,45 +67,125 @@ def load_image_folder(
 ) -> ImageSplits:
     """Loads any folder of class folders: `folder/class name/*.png`, `.jpg` and the like.
 
-    Classes may differ in size. Hidden entries and files that are not images are left out. Images
-    are read as in `read_images`, classes are split as in `split_classes`.
+    Classes may differ in size. Images are read as in `read_images`. Classes are split as in
+    `split_classes`, unless the folder is split already: into `train/class name/*.png`, `test/...`
+    and, if it is there, `validation/...` or `val/...`. Hidden entries are left out; so are files
+    that are not images or not directly in a class's folder, which the result's `left_out` lists.
 
     Args:
-      folder: has one folder per class, with the images directly in it.
+      folder: has one folder per class, with the images directly in it; or the splits.
       size: side of the images in pixels.
       color: "rgb" (3 channels) or "grey" (1 channel).
       resample: Pillow's filter; all but "nearest" are anti-aliased.
       min_images: how many images a class must have: the shots and the queries of an episode.
-      test_fraction: the share of the classes to test on.
-      validation_fraction: the share of the classes to validate on; 0 for no validation split.
+      test_fraction: the share of the classes to test on, of a folder that is not split.
+      validation_fraction: the share of them to validate on; 0 for no validation split.
       seed: decides which classes are in which split.
 
     Raises:
       FileNotFoundError: if the folder does not exist.
-      ValueError: for bad arguments; for classes with too few images, with their names; for an
-        image that cannot be decoded, with its name; for too few classes to split.
+      ValueError: for bad arguments, images in other places, classes in two splits, classes with
+        too few images, images that cannot be decoded, and too few classes to split; the first few
+        are named.
       ImportError: if Pillow is not installed.
     """
     folder = Path(folder)
     check_options(size, color, resample)
     check_integers(min_images=min_images)
-    classes = class_folders(folder)
-    if few := misfits(classes, lambda number: number >= min_images):
-        raise ValueError(
-            f"these classes in {folder} have fewer than min_images={min_images} images directly in "
-            f"their folders: {few}. Add images, move the folders away, or use fewer shots."
+    if given := own_splits(folder):
+        check_classes(folder, _disjoint(folder, given), min_images)
+        parts = [given.get(split, {}) for split in ("train", "validation", "test")]
+    else:
+        classes = class_folders(folder)
+        check_classes(folder, classes, min_images)
+        names = split_classes(
+            classes, test_fraction=test_fraction, validation_fraction=validation_fraction, seed=seed
         )
-    train, validation, test = split_classes(
-        classes, test_fraction=test_fraction, validation_fraction=validation_fraction, seed=seed
-    )
-    read = lambda paths: read_images(paths, size=size, color=color, resample=resample)
-    load = lambda part: grouped({name: classes[name] for name in part}, read)
-    (train, train_names), (test, test_names) = load(train), load(test)
-    splits = ImageSplits(train, test, train_names, test_names)
-    if not validation:
+        parts = [{name: classes[name] for name in part} for part in names]
+    train, validation, test = read_classes(*parts, size=size, color=color, resample=resample)
+    splits = ImageSplits(train[0], test[0], train[1], test[1])
+    splits = splits._replace(left_out=tuple(left_out(folder, *parts)))
+    if not validation[1]:
         return splits
-    validation, validation_names = load(validation)
-    return splits._replace(validation=validation, validation_names=validation_names)
+    return splits._replace(validation=validation[0], validation_names=validation[1])
+
+
+def own_splits(folder: str | Path) -> dict[str, dict[str, list[Path]]]:
+    """The class folders of a folder that is split: "train", "test" and perhaps "validation".
+
+    Empty for a folder that is not split: one without class folders of images in train/ and test/.
+
+    Raises:
+      FileNotFoundError: if the folder does not exist.
+    """
+    folder, found = _existing(folder), {}
+    for name, split in _SPLITS.items():
+        classes = class_folders(folder / name) if (folder / name).is_dir() else {}
+        if any(classes.values()):
+            found.setdefault(split, classes)
+    return found if {"train", "test"} <= found.keys() else {}
+
+
+def _disjoint(folder: Path, splits: Mapping[str, ClassFiles]) -> ClassFiles:
+    """The classes of all splits by "split/class"; raises a ValueError for one that is in two."""
+    numbers = Counter(name for classes in splits.values() for name in classes)
+    if several := [name for name, number in numbers.items() if number > 1]:
+        raise ValueError(
+            f"{folder} is split, but these classes are in more than one split: {listed(several)}. "
+            "Held-out classes are never trained on: give each class to one split, or the folder "
+            "of the class folders, to be split here."
+        )
+    return {f"{split}/{name}": files for split, c in splits.items() for name, files in c.items()}
+
+
+def check_classes(folder: Path, classes: ClassFiles, min_images: int) -> None:
+    """Raises a ValueError for class folders without images, or with fewer than `min_images`."""
+    if classes and not (few := misfits(classes, lambda number: number >= min_images)):
+        return
+    others = left_out(folder, classes)
+    more = f" {summary_of(others, folder)}." if others else ""
+    if not any(classes.values()):
+        problem = f"there are no images in class folders of {folder}: {_LAYOUT}.{more}"
+    else:
+        problem = (
+            f"these classes in {folder} have fewer than min_images={min_images} images directly in "
+            f"their folders: {few}. Add images, move the folders away, or use fewer shots "
+            f"(--train-shots, or --shots and --query-shots).{more}"
+        )
+    raise ValueError(problem)
+
+
+def read_classes(
+    *parts: ClassFiles, size: int, color: Color, resample: Resample
+) -> list[tuple[ImageClasses, tuple[str, ...]]]:
+    """Reads the images of some splits, at once so that all that are damaged are named together."""
+    files = [file for part in parts for images in part.values() for file in images]
+    images, loaded = read_images(files, size=size, color=color, resample=resample), []
+    for part in parts:
+        classes, names = grouped(part, lambda items, rest=images: rest[: len(items)])
+        loaded.append((classes, names))
+        images = images[len(classes.images) :]
+    return loaded
+
+
+def left_out(folder: str | Path, *parts: ClassFiles) -> list[Path]:
+    """The files below `folder` that are in none of the parts, sorted by path; no hidden ones."""
+    taken = {file for part in parts for files in part.values() for file in files}
+    return sorted(file for file in _files(Path(folder)) if file not in taken)
+
+
+def summary_of(left_out: Sequence[Path], folder: Path) -> str:
+    """One line about files that are left out: how many of which ending, and one of them."""
+    images = endings()
+    place = lambda ending: (
+        f"{ending} not directly in a class folder" if ending in images else ending
+    )
+    kinds = Counter(place(file.suffix.lower()) or "without an ending" for file in left_out)
+    counts = listed([f"{number:,} {kind}" for kind, number in kinds.most_common()])
+    files = "file" if len(left_out) == 1 else "files"
+    return (
+        f"{len(left_out):,} {files} left out: {counts}; such as {left_out[0].relative_to(folder)}"
+    )
 
 
 def split_classes(
@@ -123,7 +220,8 @@ def split_classes(
     if num_train < 1:
         raise ValueError(
             f"{len(names)} classes are too few to split: {num_test} for testing and "
-            f"{num_validation} for validation leave none for training."
+            f"{num_validation} for validation leave none for training. Give more classes, or a "
+            "smaller test_fraction (--test-fraction)."
         )
     random.Random(seed).shuffle(names)
     validation = names[num_train : num_train + num_validation]
@@ -138,48 +236,63 @@ def class_folders(folder: str | Path) -> dict[str, list[Path]]:
 
     Raises:
       FileNotFoundError: if the folder does not exist.
+      ImportError: if Pillow is not installed: it says which files are images.
     """
-    folder = _existing(folder)
+    folder, images = _existing(folder), endings()
+    is_image = lambda file: file.suffix.lower() in images and not _is_hidden(file.name)
     return {
-        entry.name: sorted(
-            file for file in entry.iterdir() if _is_image(file) and not file.is_dir()
-        )
+        entry.name: sorted(f for f in entry.iterdir() if is_image(f) and not f.is_dir())
         for entry in sorted(folder.iterdir())
-        if entry.is_dir() and not entry.name.startswith((".", "__"))
+        if entry.is_dir() and not _is_hidden(entry.name) and not entry.name.startswith("__")
     }
 
 
 def image_files(folder: str | Path) -> list[Path]:
     """All image files below `folder`, at any depth, sorted by path; hidden ones are left out.
 
+    Links to folders are followed. `folder` may also be one file, which is taken for an image
+    whatever its ending.
+
     Raises:
-      FileNotFoundError: if the folder does not exist.
+      FileNotFoundError: if it does not exist.
       ValueError: if it has no images.
+      ImportError: if Pillow is not installed: it says which files are images.
     """
-    folder = _existing(folder)
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if _is_image(file)
-        and not file.is_dir()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    )
+    if (folder := Path(folder)).is_file():
+        return [folder]
+    images, everything = endings(), sorted(_files(_existing(folder, "folder or image")))
+    files = [file for file in everything if file.suffix.lower() in images]
     if not files:
-        raise ValueError(
-            f"there are no images in {folder}: looked for {', '.join(sorted(_SUFFIXES))}, in "
-            "deeper folders too."
-        )
+        others = f"; {summary_of(everything, folder)}" if everything else ""
+        raise ValueError(f"there are no images in {folder}, nor in deeper folders{others}.")
     return files
 
 
-def _existing(folder: str | Path) -> Path:
+def _existing(folder: str | Path, what: str = "folder") -> Path:
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}.")
+        raise FileNotFoundError(f"there is no {what} {folder}.")
     return Path(folder)
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "@eaDir"  # where some disk stations keep thumbnails
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below the folder but hidden ones; links are followed, to each real folder once."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen, places = set(), [folder]
+    while places:
+        for place, folders, files in os.walk(places.pop(0), onerror=fail):
+            real, is_new = os.path.realpath(place), os.path.realpath(place) not in seen
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if is_new and not _is_hidden(name))
+            # Links wait for the real folders, which `os.walk` enters.
+            places += [path for name in folders if (path := Path(place, name)).is_symlink()]
+            yield from (Path(place, name) for name in files if is_new and not _is_hidden(name))
 
 
 def grouped(
@@ -204,6 +317,6 @@ def equal_classes(images: np.ndarray) -> ImageClasses:
 
 
 def misfits(classes: ClassItems, fits: Callable[[int], bool]) -> str:
-    """The classes whose number of images does not fit, with that number; "" if all fit."""
+    """The first classes whose number of images does not fit, with that number; "" if all fit."""
     numbers = {name: len(items) for name, items in classes.items()}
-    return ", ".join(f"{name} ({number})" for name, number in numbers.items() if not fits(number))
+    return listed([f"{name} ({number})" for name, number in numbers.items() if not fits(number)])

@@ -17,7 +17,7 @@ from reptile_jax.datasets.image_folder import (
     grouped,
     misfits,
 )
-from reptile_jax.datasets.images import Resample, check_options, read_images
+from reptile_jax.datasets.images import Resample, check_options, listed, read_images
 from reptile_jax.datasets.pickles import load_arrays
 
 # The class split of Ravi & Larochelle (2017), as in the metadata of the paper's released code.
@@ -137,7 +137,7 @@ def _mini_imagenet_parts(
             "let us offer a download."
         )
     elif missing:
-        problem = f"{folder} lacks the mini-ImageNet classes {', '.join(missing)}."
+        problem = f"{folder} lacks the mini-ImageNet classes {listed(missing)}."
     if problem:
         raise FileNotFoundError(problem)
     return {

@@ -80,6 +80,7 @@ def test_a_signal_during_evaluation_leaves_and_resuming_only_evaluates(
         assert (run / name).read_bytes() == (trained / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_classifier_at_zero_is_one_for_any_number_of_ways(pictures, tmp_path, capsys):
     argv = ["--classifier", "zero", "--test-fraction", "0.5", "--meta-steps", "40"]
     argv += ["--balanced-batches"]  # of two classes in training; evaluation has its own rule
@@ -110,11 +111,97 @@ def test_a_classifier_at_zero_is_one_for_any_number_of_ways(pictures, tmp_path, 
         for file in files[:4]:
             shutil.copy(file, support / f"class{number}")
     capsys.readouterr()
-    argv = ["--support", str(support), "--query", str(query), "--json", "-"]
-    assert cli.main(["adapt", "zero", *argv]) == 0
+    argv = ["--query", str(query), "--json", "-"]
+    assert cli.main(["adapt", "zero", "--support", str(support), "--save", "model", *argv]) == 0
     answers = json.loads(capsys.readouterr().out)
     assert [len(answer["probabilities"]) for answer in answers] == [3, 3, 3]
     assert [answer["class"] for answer in answers] == ["class1", "class4", "class6"]
+    assert cli.main(["predict", "model", *argv]) == 0
+    assert json.loads(capsys.readouterr().out) == answers
+
+
+def copied(pictures, folder, numbers, prefix="class"):
+    """Some classes of the pictures in another folder."""
+    for number in numbers:
+        shutil.copytree(pictures / f"class{number}", folder / f"{prefix}{number}")
+    return folder
+
+
+def scored(run, data, *more):
+    """The results of an evaluation on other data."""
+    assert cli.main(["evaluate", str(run), "--data", str(data), *more]) == 0
+    return json.loads(
+        max(run.glob("evaluation*.json"), key=lambda p: p.stat().st_mtime_ns).read_text()
+    )
+
+
+@pytest.mark.slow
+def test_a_run_is_scored_on_another_folder(run, pictures, tmp_path, capsys):
+    other = copied(pictures, tmp_path / "other", range(5), "bar")
+    (other / "bar0" / "notes.txt").write_bytes(b"")
+    results = scored(run, other)
+    assert results["scores"]["Reptile"]["non-transductive"]["mean"][-1] > 0.75
+    assert results["data"] == str(other)
+    said = "5 held-out classes; 1 file left out: 1 .txt; such as bar0/notes.txt"
+    assert said in capsys.readouterr().out
+    for path in other.glob("*/[3-5].png"):  # fewer images than training asks for
+        path.unlink()
+    assert scored(run, other, "--shots", "1", "--query-shots", "2", "--eval-batch", "2")
+    argv = ["evaluate", str(run), "--data", str(other)]
+    assert cli.main(argv) == 1
+    assert "fewer than min_images=4 images" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_is_scored_on_classes_that_were_held_out_from_it(run, pictures, tmp_path):
+    names = json.loads((run / "classes.json").read_text())
+    held_out = copied(pictures, tmp_path / "held", [name[-1] for name in names["test"]])
+    own = json.loads((run / "results.json").read_text())["scores"]
+    assert scored(run, held_out)["scores"] == own
+    copied(pictures, tmp_path / "held", ["1"], "another")
+    assert scored(run, held_out)["scores"] != own
+
+
+@pytest.mark.slow
+def test_of_a_folder_that_is_split_the_test_classes_are_scored(run, pictures, tmp_path, capsys):
+    names = json.loads((run / "classes.json").read_text())
+    for split, chosen in names.items():
+        copied(pictures, tmp_path / "split" / split, [name[-1] for name in chosen])
+    own = json.loads((run / "results.json").read_text())["scores"]
+    assert scored(run, tmp_path / "split")["scores"] == own
+    argv = small_images.train_command(tmp_path / "split", "--meta-steps", "8", "--out", "b")
+    assert cli.main(argv) == 0
+    assert json.loads(Path("b/classes.json").read_text()) == names
+    assert "6 training and 2 held-out classes" in capsys.readouterr().out
+
+
+def test_classes_that_a_run_was_trained_on_are_not_scored(run, pictures, tmp_path, capsys):
+    other = shutil.copytree(pictures, tmp_path / "other")
+    shutil.copytree(other / "class0", other / "class8")
+    assert cli.main(["evaluate", str(run), "--data", str(other)]) == 1
+    error = capsys.readouterr().err
+    assert f"was trained on 6 of these classes in {other}: class" in error
+    assert " and 1 more. Give a folder without them." in error
+    assert not list(run.glob("evaluation*"))
+
+
+@pytest.mark.slow
+def test_a_run_on_omniglot_is_scored_on_a_folder_of_images(run, pictures, tmp_path, capsys):
+    """Such a run's own data set is not at hand; what is different is how the folder is found."""
+    fields = json.loads((run / "config.json").read_text())
+    fields.update(experiment="omniglot", dataset="omniglot", size=16)
+    (run / "config.json").write_text(json.dumps(fields))
+    (run / "classes.json").write_text(json.dumps({"train": ["Greek/character01"], "test": []}))
+    results = scored(run, pictures)
+    assert results["scores"]["Reptile"]["non-transductive"]["mean"][-1] > 0.75
+    (run / "classes.json").write_text(json.dumps({"train": ["class3"], "test": []}))
+    assert cli.main(["evaluate", str(run), "--data", str(pictures)]) == 1
+    error = capsys.readouterr().err
+    assert f"was trained on 1 of these classes in {pictures}: class3. " in error
+    assert "(It cannot be read as omniglot: Omniglot is not complete" in error
+    for place in (tmp_path / "none", pictures / "class0"):
+        assert cli.main(["evaluate", str(run), "--data", str(place)]) == 1
+        assert "Omniglot is not complete in" in capsys.readouterr().err
 
 
 def test_an_evaluation_with_balanced_mini_batches(run, pictures, capsys):
@@ -145,10 +232,21 @@ def test_a_damaged_zip_is_named(tmp_path, capsys):
 
 def test_sizes_that_cannot_be_met_are_found_before_training(pictures, capsys, tmp_path):
     assert cli.main(small_images.train_command(pictures, "--ways", "7")) == 1
-    assert "7 ways, but there are only 2 held-out classes" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "7 ways, but there are only 2 held-out classes: give fewer ways (--ways)" in error
+    assert "a larger --test-fraction" in error
+    argv = small_images.train_command(pictures, "--test-fraction", "0.7", "--ways", "3")
+    assert cli.main(argv) == 1
+    error = capsys.readouterr().err
+    assert "3 ways, but there are only 2 training classes" in error
+    assert "a smaller --test-fraction" in error
+    assert cli.main(small_images.train_command(pictures, "--train-shots", "9")) == 1
+    error = capsys.readouterr().err
+    assert "class4 (6) and 3 more" in error
+    assert "use fewer shots (--train-shots, or --shots and --query-shots)" in error
     argv = small_images.train_command(pictures, "--inner-opt-state", "carry")
     assert cli.main([*argv, "--devices", "2"]) == 1
-    assert 'inner_opt_state="carry" runs one task after another' in capsys.readouterr().err
+    assert '"carry" runs one task after another' in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
@@ -192,6 +290,7 @@ def test_a_configurations_tasks_are_balanced_if_it_says_so():
         assert balanced(few_shot.held_out_tasks(config, splits), 1) == evaluation
 
 
+@pytest.mark.slow
 def test_large_balanced_mini_batches_make_no_longer_steps_than_training():
     config = FewShotConfig(size=8, inner_batch=10)
     learned = few_shot.learned_by(config)

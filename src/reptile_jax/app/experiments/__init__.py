@@ -16,31 +16,36 @@ from reptile_jax.app.experiments import few_shot, sinusoid
 class Entry(NamedTuple):
     """An experiment: the configuration it starts from, and what builds it.
 
-    `build(config, mesh)`, or, where it reads a data set, `build(config, mesh, folder)`.
+    `build(config, mesh)`, or, where it reads a data set, `build(config, mesh, folder)`; and
+    `build(config, mesh, folder, run)` to score a run, if it can be scored on other data as well.
     """
 
     start: Config
     build: Callable[..., Experiment]
     needs_data: bool = False
+    takes_other_data: bool = False
 
 
 # By the name that follows `train` and that `Config.experiment` gives.
 EXPERIMENTS: dict[str, Entry] = {
     "sinusoid": Entry(SinusoidConfig(), sinusoid.build),
-    "omniglot": Entry(presets.PAPER["o15"], few_shot.build, needs_data=True),
-    "mini-imagenet": Entry(presets.PAPER["m15"], few_shot.build, needs_data=True),
+    "omniglot": Entry(presets.PAPER["o15"], few_shot.build, True, True),
+    "mini-imagenet": Entry(presets.PAPER["m15"], few_shot.build, True, True),
     "images": Entry(
-        dataclasses.replace(presets.PAPER["m15"], dataset="images"), few_shot.build, needs_data=True
+        dataclasses.replace(presets.PAPER["m15"], dataset="images"), few_shot.build, True, True
     ),
 }
 
 
-def build(config: Config, data: Path | None = None, mesh: Mesh | None = None) -> Experiment:
+def build(
+    config: Config, data: Path | None = None, mesh: Mesh | None = None, run: Path | None = None
+) -> Experiment:
     """Builds the experiment that a configuration stands for.
 
     Args:
       data: the folder of the data set, for those that read one.
       mesh: the devices that share its tasks.
+      run: the folder of a run that is only to be scored, perhaps on other data than its own.
 
     Raises:
       ValueError: for data that is missing or not needed, and as the experiment's own function.
@@ -50,4 +55,4 @@ def build(config: Config, data: Path | None = None, mesh: Mesh | None = None) ->
         cure = "give the data set's folder with" if entry.needs_data else "it takes no"
         raise ValueError(f"this is a run of {config.experiment}: {cure} --data.")
     given: tuple[Any, ...] = (config, mesh) if data is None else (config, mesh, data)
-    return entry.build(*given)
+    return entry.build(*given, *([run] if run is not None and entry.takes_other_data else []))

@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 import reptile_jax as rj
 from reptile_jax.app.config import FewShotConfig
 from reptile_jax.app.experiment import Experiment, key
+from reptile_jax.app.json_files import read_json
+from reptile_jax.datasets import image_folder
 
 
 class Learned(NamedTuple):
@@ -23,17 +25,29 @@ class Learned(NamedTuple):
     first_state: Callable[[], rj.MetaState]
 
 
-def build(config: FewShotConfig, mesh: Mesh | None, data: Path) -> Experiment:
-    """Reptile on episodes of the data set's training classes, scored on its held-out ones."""
+def build(
+    config: FewShotConfig, mesh: Mesh | None, data: Path, run: Path | None = None
+) -> Experiment:
+    """Reptile on episodes of the data set's training classes, scored on its held-out ones.
+
+    With `run`, the folder of a run that is to be scored, the data may be others than the run's.
+    """
     learned = learned_by(config, mesh)  # what it refuses is refused before data are read
-    splits = load_data(config, data)
+    splits = load_data(config, data) if run is None else data_to_score(config, data, run)
     held_out = held_out_tasks(config, splits)
     model = network(config, config.held_out_ways)
+    # A run that is scored is not trained again.
+    training = training_tasks(config, splits) if run is None else held_out
+    classes = {"train": list(splits.train_names), "test": list(splits.test_names)}
+    numbers = f"{len(classes['train']):,} training and " if run is None else ""
+    summary = [f"{numbers}{len(classes['test']):,} held-out classes"]
+    if splits.left_out:
+        summary.append(image_folder.summary_of(splits.left_out, data))
     return Experiment(
         title=f"Reptile, {config.ways}-way",
         learner=learned.learner,
         first_state=learned.first_state,
-        training_tasks=training_tasks(config, splits),
+        training_tasks=training,
         held_out_tasks=held_out,
         loss_fn=adaptation_loss(config, model, config.eval_batch, balanced=config.balanced_eval),
         inner_optimizer=learned.inner_optimizer,
@@ -43,12 +57,9 @@ def build(config: FewShotConfig, mesh: Mesh | None, data: Path) -> Experiment:
         percent=True,
         setting=f"{config.held_out_ways}-way {config.shots}-shot",
         score_every=config.eval_steps // 5 if config.eval_steps % 5 == 0 else None,
-        summary=f"{len(splits.train_names):,} training and {len(splits.test_names):,} held-out "
-        "classes",
+        summary="; ".join(summary),
         initialisation=lambda state: for_ways(config.held_out_ways, state),
-        data_facts={
-            "classes": {"train": list(splits.train_names), "test": list(splits.test_names)}
-        },
+        data_facts={"classes": classes} if run is None else {},
     )
 
 
@@ -147,8 +158,64 @@ def load_data(config: FewShotConfig, data: Path) -> rj.datasets.ImageSplits:
     )
 
 
+def data_to_score(config: FewShotConfig, data: Path, run: Path) -> rj.datasets.ImageSplits:
+    """Classes to score a run on, as `test`: the held-out ones of its own data set, or another's.
+
+    Another data set is a folder of class folders, all of which are scored, or one that is split, of
+    which the test classes are; its images are read with the run's size and colour.
+
+    Raises:
+      ValueError: for classes that the run was trained on, and as the loaders.
+    """
+    trained = read_json(run / "classes.json")
+    splits, why = _as_own_kind(config, data)
+    if splits is not None:
+        names, parts = splits.test_names, {}
+    else:
+        parts = image_folder.own_splits(data) or {"test": image_folder.class_folders(data)}
+        names = tuple(parts["test"])
+        if set(names) == {*trained["train"], *trained["test"]}:  # the run's own data set
+            names = tuple(trained["test"])
+    if seen := sorted(set(names) & set(trained["train"])):
+        raise ValueError(
+            f"{run} was trained on {len(seen):,} of these classes in {data}: "
+            f"{image_folder.listed(seen)}. Give a folder without them.{why}"
+        )
+    if splits is not None:
+        return splits
+    classes = {name: parts["test"][name] for name in names}
+    image_folder.check_classes(data, classes, config.shots + config.query_shots)
+    how = {"size": config.size, "color": config.color, "resample": resample(config)}
+    ((test, _),) = image_folder.read_classes(classes, **how)
+    none = rj.datasets.ImageClasses(*(array[:0] for array in test))
+    others = tuple(image_folder.left_out(data, *parts.values()))
+    return rj.datasets.ImageSplits(none, test, (), names, left_out=others)
+
+
+def _as_own_kind(config: FewShotConfig, data: Path) -> tuple[rj.datasets.ImageSplits | None, str]:
+    """The data set as one of the configuration's own kind; None, and why, if it has other images.
+
+    What cannot be read as that kind is another data set only if there are folders of images.
+    """
+    if config.dataset == "images":  # which folder it is, the names of its classes tell
+        return None, ""
+    try:
+        return load_data(config, data), ""
+    except (FileNotFoundError, ValueError) as error:
+        is_folder = data.is_dir() and any(rj.datasets.class_folders(data).values())
+        if not is_folder and not (data.is_dir() and image_folder.own_splits(data)):
+            raise
+        return None, f" (It cannot be read as {config.dataset}: {error})"
+
+
+def resample(config: FewShotConfig) -> rj.datasets.images.Resample:
+    """The filter that images are scaled with, as the loader of the data set has it."""
+    return "bilinear" if config.dataset == "images" else "nearest"
+
+
 def training_tasks(config: FewShotConfig, splits: rj.datasets.ImageSplits) -> rj.tasks.FewShot:
     """The episodes that a configuration is trained on."""
+    _check_ways(config, config.ways, len(splits.train_names), "training", "smaller")
     return rj.tasks.few_shot(
         splits.train,
         ways=config.ways,
@@ -162,11 +229,7 @@ def training_tasks(config: FewShotConfig, splits: rj.datasets.ImageSplits) -> rj
 def held_out_tasks(config: FewShotConfig, splits: rj.datasets.ImageSplits) -> rj.tasks.FewShot:
     """The episodes that a configuration is evaluated on."""
     ways = config.held_out_ways
-    if ways > len(splits.test_names):
-        raise ValueError(
-            f"{ways} ways, but there are only {len(splits.test_names)} held-out classes: give "
-            "fewer ways, or more classes."
-        )
+    _check_ways(config, ways, len(splits.test_names), "held-out", "larger")
     return rj.tasks.few_shot(
         splits.test,
         ways=ways,
@@ -176,3 +239,13 @@ def held_out_tasks(config: FewShotConfig, splits: rj.datasets.ImageSplits) -> rj
         batch_size=config.eval_batch,
         balanced=config.balanced_eval,
     )
+
+
+def _check_ways(config: FewShotConfig, ways: int, number: int, split: str, share: str) -> None:
+    """Raises a ValueError for more ways than there are classes."""
+    if ways > number:
+        more = f", or a {share} --test-fraction" if config.dataset == "images" else ""
+        raise ValueError(
+            f"{ways} ways, but there are only {number} {split} classes: give fewer ways (--ways), "
+            f"more classes{more}."
+        )
