@@ -149,7 +149,7 @@ def test_meta_steps_with_nonsense(nonsense, message):
         {"loss_fn": 3},
         {"optimizer": 0.1},
         {"params": {"w": 1}},
-        {"distribution": None},
+        {"tasks": None},
         {"opt_state": {"count": 3}},
         {"mesh": 3},
     ],
@@ -160,7 +160,7 @@ def test_evaluating_with_nonsense(nonsense):
         "score_fn": lambda params, task: 0.0,
         "optimizer": optax.sgd(0.1),
         "params": {"w": jnp.ones(2)},
-        "distribution": sinusoids(),
+        "tasks": sinusoids(),
         "key": KEY,
         "num_tasks": 2,
     }

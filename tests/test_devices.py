@@ -1,5 +1,6 @@
 """However many devices share a meta-batch, the meta step is that of one."""
 
+import contextlib
 import dataclasses
 import re
 
@@ -9,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import reptile_jax as rj
 from reptile_jax._types import Draws
 from reptile_jax.nn import MLP, ConvNet, cross_entropy, squared_error
 from reptile_jax.tasks import sinusoids
 from tests.conftest import outside_strict
+
+KEY = jax.random.key(5)
 
 
 def mesh_of(number):
@@ -230,10 +234,10 @@ def test_one_all_reduce_a_meta_step_and_nothing_gathered(convolutional):
     assert exchanged == ["all-reduce"]
     (line,) = [line for line in text.splitlines() if " all-reduce(" in line]
     assert "/while/" not in line  # not in the inner loop, nor in that over tasks
-    # Gradients, the inner optimiser's state, the weight; of all six tasks, padding included, two
-    # losses and whether they are finite. Nothing the size of a batch of images.
+    # Gradients, the inner optimiser's state, the weight and the loss; of all six tasks, padding
+    # included, two losses and whether they are finite. Nothing the size of a batch of images.
     size = sum(leaf.size for leaf in jax.tree.leaves((start, state.inner_opt_state)))
-    assert f"f32[{size + 1 + 6 * 2 + 6}]" in line
+    assert f"f32[{size + 2 + 6 * 2 + 6}]" in line
     donated = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert program.memory_analysis().alias_size_in_bytes >= donated
 
@@ -248,3 +252,119 @@ class Held:
     def sample(self, key):
         number = jax.random.randint(key, (), 0, 4)
         return jax.tree.map(lambda leaf: leaf[number], self.tasks)
+
+
+def around(kind, axis="tasks"):
+    """A mesh of all eight devices for `jax.set_mesh`."""
+    return jax.make_mesh((8,), (axis,), axis_types=(kind,))
+
+
+def whole_program(mesh, folder):
+    """All that a program does, on the mesh: train, step, evaluate, save and restore."""
+    model = MLP((8, 1))
+    start = model.init(jax.random.key(0), jnp.zeros((1, 1)))
+    loss, waves, key = squared_error(model.apply), sinusoids(shots=4, steps=2, batch_size=4), 3
+    sibling = rj.reptile(loss, outside_strict(optax.adam(0.01)))
+    learner = rj.meta_learner(
+        sibling, optax.sgd(0.5), inner_opt_state="average", mesh=mesh, donate=False
+    )
+    state = learner.init(start)
+    loop = rj.train(
+        learner, state, waves, jax.random.key(key), until=2, meta_batch=8, steps_per_dispatch=1
+    )
+    for after, infos in loop:
+        assert infos.losses.mean() > 0  # what comes back can be used in the same program
+        state = after
+    batch = jax.vmap(waves.sample)(jax.random.split(jax.random.key(key), 8))
+    state, _ = learner.step(state, batch)
+    rj.checkpoint.save(folder, state)
+    state, _ = learner.step(rj.checkpoint.restore(folder, state), batch)
+    score = lambda params, task: loss(params, task.query)
+    result = rj.evaluate(
+        loss, score, optax.sgd(0.02), state.params, waves, jax.random.key(4), num_tasks=9, mesh=mesh
+    )
+    given = rj.evaluate(loss, score, optax.sgd(0.02), state.params, batch, mesh=mesh)
+    return jax.device_get((state, result.mean, given.scores))
+
+
+@pytest.fixture(scope="module")
+def whole_programs_results(tmp_path_factory):
+    return whole_program(None, tmp_path_factory.mktemp("one") / "checkpoints")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [False, True], ids=["no mesh", "the mesh"])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_a_program_runs_with_a_mesh_set_around_it(kind, own, whole_programs_results, tmp_path):
+    mesh = around(kind)
+    with jax.set_mesh(mesh):
+        found = whole_program(mesh if own else None, tmp_path / "checkpoints")
+    chex.assert_trees_all_close(found, whole_programs_results, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", [None, "tasks"])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("is_set", [False, True])
+@pytest.mark.usefixtures("x64")
+def test_arrays_that_are_divided_over_a_mesh_are_a_meta_batch_too(kind, mesh, is_set):
+    """Those of an explicit mesh carry its axes in their types."""
+    made = around(kind)
+    batch = tasks(8)
+    divided = jax.device_put(batch, NamedSharding(made, PartitionSpec("tasks")))
+    expected = jax.device_get(two_steps(batch, mesh and mesh_of(8)))
+    with jax.set_mesh(made) if is_set else contextlib.nullcontext():
+        found = two_steps(divided, mesh and made)
+    chex.assert_trees_all_close(jax.device_get(found), expected, rtol=1e-11)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.usefixtures("x64")
+def test_a_state_may_come_from_outside_of_the_mesh_that_is_set(kind):
+    batch, mesh = tasks(8), mesh_of(8)
+    inner = outside_strict(optax.adam(0.05, b1=0.5, b2=0.9))
+    learner = rj.meta_learner(rj.reptile(loss_fn, inner), optax.sgd(0.5), mesh=mesh, donate=False)
+    state = learner.init(params())
+    expected, _ = learner.step(state, batch)
+    with jax.set_mesh(around(kind)):
+        found, _ = learner.step(state, batch)
+        inside_jit, _ = jax.jit(lambda state: learner.step(state, batch))(state)
+        plain, _ = rj.meta_step(
+            rj.reptile(loss_fn, inner), optax.sgd(0.5), learner.init(params()), batch, mesh=mesh
+        )
+        assert float(optax.tree.norm(found.params)) > 0
+    after, _ = learner.step(found, batch)
+    chex.assert_trees_all_close(after, learner.step(expected, batch)[0], rtol=1e-11)
+    for other in (found, inside_jit, plain):
+        chex.assert_trees_all_close(other, expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_another_mesh_around_the_program_is_refused_in_words(kind):
+    learner = rj.meta_learner(rj.reptile(loss_fn, optax.sgd(0.1)), optax.sgd(1.0), mesh=mesh_of(8))
+    start = jax.tree.map(np.float32, params())
+    state = learner.init(start)
+    message = "has set a mesh of {'data': 8}, but the tasks are divided over one of {'tasks': 8}"
+    with jax.set_mesh(around(kind, "data")):
+        for use in (
+            lambda: learner.init(start),
+            lambda: learner.step(state, jax.tree.map(np.float32, tasks(8))),
+            lambda: rj.train(learner, state, sinusoids(), KEY, until=1, meta_batch=8),
+        ):
+            with pytest.raises(ValueError, match=re.escape(message)):
+                use()
+    alone = rj.meta_learner(rj.reptile(loss_fn, optax.sgd(0.1)), optax.sgd(1.0))
+    with jax.set_mesh(around(kind, "data")):  # without a mesh of its own, any will do
+        alone.step(alone.init(start), jax.tree.map(np.float32, tasks(8)))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_the_state_is_donated_where_a_mesh_is_set(kind):
+    outer = outside_strict(optax.adam(0.1))
+    learner = rj.meta_learner(rj.reptile(loss_fn, optax.sgd(0.1)), outer, mesh=mesh_of(8))
+    batch = jax.tree.map(np.float32, tasks(8))
+    with jax.set_mesh(around(kind)):
+        state = learner.init(jax.tree.map(np.float32, params()))
+        program = learner.step.lower(state, batch).compile()
+        donated = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert program.memory_analysis().alias_size_in_bytes >= donated

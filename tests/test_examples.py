@@ -27,7 +27,13 @@ def test_the_example_runs(path, monkeypatch, capsys, tmp_path):
 
 
 def test_there_is_one_for_each_kind_of_parameters():
-    assert {path.stem.split("_")[0] for path in EXAMPLES} == {"linen", "nnx", "dict"}
+    assert {path.stem.split("_")[0] for path in EXAMPLES} == {
+        "linen",
+        "nnx",
+        "equinox",
+        "haiku",
+        "dict",
+    }
 
 
 def test_the_one_that_logs_goes_on_where_it_was_stopped(monkeypatch, tmp_path):

@@ -37,7 +37,8 @@ def test_the_face_is_this():
     assert names["rj.tasks"] == {
         *("minibatches", "minibatch_order", "Masked", "masked_mean", "stack_batches"),
         *("stack_tasks", "sinusoids", "Sinusoids", "few_shot", "FewShot", "Episode"),
-        *("ImageClasses", "accuracy", "query_logits", "draw_distinct"),
+        *("Classes", "ImageClasses", "group_by_class", "accuracy", "query_logits"),
+        *("draw_distinct", "repeat", "Repeated"),
     }
     assert names["rj.nn"] == {
         *("MLP", "Conv", "BatchNorm", "ConvNet", "omniglot_net", "mini_imagenet_net"),

@@ -1,5 +1,7 @@
 """Runs of many meta steps are the same however they are cut, compile once, and compile well."""
 
+import copy
+import pickle
 import re
 
 import chex
@@ -10,7 +12,7 @@ import optax
 import pytest
 
 import reptile_jax as rj
-from reptile_jax import checkpoint
+from reptile_jax import checkpoint, training
 from reptile_jax.nn import MLP, cross_entropy, mini_imagenet_net, omniglot_net, squared_error
 from reptile_jax.tasks import sinusoids
 
@@ -86,9 +88,9 @@ def test_a_dispatch_is_its_meta_steps_one_by_one(learner):
 
 def test_a_second_dispatch_compiles_nothing(learner):
     state, _ = run(learner, start(learner), 4, 2, meta_batch=2)
-    compiled = rj.meta_steps._cache_size()
+    compiled = training._in_a_dispatch._cache_size()
     run(learner, state, 8, 2, meta_batch=2)
-    assert rj.meta_steps._cache_size() == compiled
+    assert training._in_a_dispatch._cache_size() == compiled
 
 
 def test_nothing_is_left_to_do_at_the_end(learner):
@@ -173,8 +175,8 @@ def compiled(request):
     first = lambda: learner.init(model.init(jax.random.key(0), jnp.zeros((1, *image))))
     with jax.numpy_dtype_promotion("standard"):
         state = jax.eval_shape(first)
-        lowered = rj.meta_steps.lower(
-            learner, state, distribution, jax.random.key(0), num_steps=2, meta_batch=5
+        lowered = training._in_a_dispatch.lower(
+            learner, state, distribution, jax.random.key(0), 2, 5
         )
         return state, lowered.compile()
 
@@ -194,7 +196,7 @@ def test_the_loops_are_those_of_the_algorithm(compiled):
     _, program = compiled
     loops = re.findall(r" while\(.*?op_name=\"([^\"]*)\"", program.as_text())
     calls = {"closed_call", "eval_jaxpr"}  # what a loop's body is called, by the version of jax
-    own = {"jit(meta_steps)", "jit(meta_step)", "while", "body"} | calls
+    own = {"jit(_meta_steps)", "jit(meta_step)", "while", "body"} | calls
     assert len([loop for loop in loops if set(loop.split("/")) <= own]) == 4
 
 
@@ -203,3 +205,112 @@ def test_the_state_is_donated(compiled):
     state, program = compiled
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert program.memory_analysis().alias_size_in_bytes >= size
+
+
+SCALARS = [np.int64, np.int8, np.array, jnp.int32, jnp.array]
+
+
+@pytest.mark.parametrize("number", SCALARS, ids=lambda scalar: scalar.__name__)
+def test_an_integer_may_be_one_of_numpy_or_jax(number):
+    loss_fn, inner = squared_error(MLP((8, 1)).apply), optax.sgd(0.02)
+    learner = rj.meta_learner(rj.reptile(loss_fn, inner), inner, tasks_at_once=number(2))
+    waves = rj.tasks.sinusoids(shots=number(4), steps=number(2), batch_size=number(4))
+    state = start(learner)
+    sizes = {"meta_batch": number(3), "steps_per_dispatch": number(1)}
+    *_, (state, _) = rj.train(learner, state, waves, KEY, until=number(2), **sizes)
+    *_, (state, _) = rj.train(learner, state, waves, KEY, until=state.step + 1, **sizes)
+    state, _ = rj.meta_steps(learner, state, waves, KEY, num_steps=number(2), meta_batch=number(3))
+    assert int(state.step) == 5
+    sizes = {"num_tasks": number(3), "score_every": number(1), "tasks_at_once": number(1)}
+    sizes["tasks_per_dispatch"] = number(2)
+    score = lambda params, task: loss_fn(params, task.query)
+    result = rj.evaluate(loss_fn, score, inner, state.params, waves, KEY, **sizes)
+    assert result.scores.shape == (3, 3)
+    sizes = {"steps": number(2), "batch_size": number(3)}
+    assert rj.tasks.minibatch_order(KEY, number(6), **sizes).shape == (2, 3)
+    classes = rj.tasks.ImageClasses(
+        np.zeros((8, 4, 4, 1), np.uint8), np.int32([0, 4]), np.int32([4, 4])
+    )
+    given = {"ways": 2, "shots": 1, "steps": 2, "batch_size": 2, "query_shots": 1}
+    images = rj.tasks.few_shot(classes, **{name: number(size) for name, size in given.items()})
+    assert jax.eval_shape(images.sample, KEY).support.inputs.shape == (2, 2, 4, 4, 1)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [jnp.float32(2), jnp.array([2]), np.array([2]), jnp.array(True), np.True_, np.array(2.0)],
+)
+def test_an_array_that_is_no_integer_is_refused(learner, value):
+    with pytest.raises(TypeError, match="until is an integer, got"):
+        rj.train(learner, start(learner), sinusoids(), KEY, until=value, meta_batch=1)
+    with pytest.raises(TypeError, match="meta_batch is an integer, got"):
+        rj.meta_steps(learner, start(learner), sinusoids(), KEY, num_steps=1, meta_batch=value)
+
+
+def test_a_number_that_is_not_known_yet_is_refused_in_words(learner):
+    train_to = lambda until: rj.train(
+        learner, start(learner), sinusoids(), KEY, until=until, meta_batch=1
+    )
+    with pytest.raises(TypeError, match=r"until is an integer, got .*Tracer|until .*JitTracer"):
+        jax.jit(lambda until: list(train_to(until)))(3)
+
+
+@pytest.mark.parametrize(
+    "copy_of", [copy.deepcopy, lambda state: pickle.loads(pickle.dumps(state))]
+)
+def test_copies_of_a_state_train_alike(learner, copy_of):
+    state, _ = run(learner, start(learner), 2, 2)
+    same = copy_of(state)
+    chex.assert_trees_all_equal(same, state)
+    assert type(same) is rj.MetaState
+    after, _ = run(learner, state, 4, 2)  # donates the first, not its copy
+    chex.assert_trees_all_equal(run(learner, same, 4, 2)[0], after)
+
+
+def test_a_state_may_hold_random_keys_and_be_copied():
+    noisy = optax.add_noise(0.01, 0.55, jax.random.key(3))
+    learner = rj.meta_learner(rj.reptile(squared_error(MLP((8, 1)).apply), optax.sgd(0.02)), noisy)
+    with jax.numpy_dtype_promotion("standard"):
+        state = start(learner)
+        for same in (copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
+            chex.assert_trees_all_equal(same, state)
+
+
+def test_a_learner_inside_of_jit_donates_nothing_of_its_callers(learner):
+    batch = jax.vmap(sinusoids().sample)(jax.random.split(KEY, 3))
+    expected, _ = learner.step(start(learner), batch)
+    state = start(learner)
+
+    @jax.jit
+    def two_ways(state):
+        once, _ = learner.step(state, batch)
+        return once, rj.meta_steps(learner, state, sinusoids(), KEY, num_steps=1, meta_batch=3)[0]
+
+    once, drawn = two_ways(state)
+    chex.assert_trees_all_close(once, expected, rtol=1e-5)
+    chex.assert_trees_all_close(
+        drawn,
+        rj.meta_steps(learner, state, sinusoids(), KEY, num_steps=1, meta_batch=3)[0],
+        rtol=1e-5,
+        atol=1e-7,
+    )
+    assert jax.tree.leaves(state)[0].is_deleted()  # by the last call, which was not in `jit`
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("mesh", [None, 2])
+def test_whole_trainings_of_many_seeds_run_side_by_side(jit, mesh):
+    mesh = mesh and rj.task_mesh(jax.devices()[:mesh])
+    meta_gradient = rj.reptile(squared_error(MLP((8, 1)).apply), optax.sgd(0.02, momentum=0.5))
+    learner = rj.meta_learner(meta_gradient, optax.sgd(0.5), inner_opt_state="average", mesh=mesh)
+    train_on = lambda state, key: rj.meta_steps(
+        learner, state, sinusoids(), key, num_steps=3, meta_batch=4
+    )
+    keys, state = jax.random.split(KEY, 3), start(learner)
+    states, infos = jit(jax.vmap(train_on, (None, 0)))(state, keys)
+    assert infos.losses.shape == (3, 3, 4, 5)
+    for number, key in enumerate(keys):
+        expected, _ = train_on(jax.tree.map(jnp.copy, state), key)  # the state is there still
+        one = jax.tree.map(lambda leaf, at=number: leaf[at], states)
+        chex.assert_trees_all_close(one, expected, rtol=1e-3, atol=1e-5)

@@ -16,33 +16,36 @@ from reptile_jax._devices import AXIS
 from reptile_jax._types import (
     Batches,
     Draws,
-    InnerOptState,
+    InnerState,
     LossFn,
     MetaGradient,
     MetaLearner,
     MetaState,
+    ModelState,
     Params,
+    Repeated,
     Task,
     TaskDistribution,
 )
 
 
-def check_inner_loop(loss_fn: Any, optimizer: Any, params: Params, batches: Batches) -> None:
-    """Raises for what `inner_loop` cannot run on."""
-    check_inner(loss_fn, optimizer)
+def check_inner_loop(loss_fn: Any, optimizer: Any, params: Params, batches: Batches) -> Callable:
+    """The loss function `with_state`; raises for what `inner_loop` cannot run on."""
     check_params(params)
-    check_leading_axis(batches, "steps", "`batches`")
+    check_steps(batches, "`batches`")
+    return check_inner(loss_fn, optimizer)
 
 
-def check_inner(loss_fn: Any, optimizer: Any) -> None:
-    """Raises a TypeError for what is no loss function or no optimiser."""
+def check_inner(loss_fn: Any, optimizer: Any) -> Callable:
+    """The loss function `with_state`; a TypeError for what is no loss or no optimiser."""
     _check_kind(loss_fn, Callable, "loss_fn is a function (params, batch) -> scalar")
     check_optimizer(optimizer)
+    return with_state(loss_fn)
 
 
 def check_optimizer(optimizer: Any) -> None:
     """Raises a TypeError for what is no Optax optimiser."""
-    kind = optax.GradientTransformation
+    kind = optax.GradientTransformation | optax.MultiSteps
     _check_kind(optimizer, kind, "an optimiser is one of Optax's, like optax.sgd(0.1)")
 
 
@@ -54,11 +57,14 @@ def check_params(params: Params) -> None:
     for path, leaf in leaves:
         number = isinstance(leaf, int | float | complex)
         dtype = jnp.result_type(leaf) if number else getattr(leaf, "dtype", None)
+        if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
+            cure = "give its real and imaginary parts, and join them by jax.lax.complex in the loss"
+        else:
+            cure = "keep what is not learned out of `params`: in the loss, a batch or a model state"
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"parameters are floating-point, but params{jax.tree_util.keystr(path)} is "
-                f"{dtype or type(leaf).__name__}: cast it, or keep it out of `params`, in the loss "
-                "or in the batch."
+                f"{dtype or type(leaf).__name__}: {cure}."
             )
 
 
@@ -72,46 +78,70 @@ def query_of(task: Task) -> Any:
     return task.query
 
 
-def scalar(loss_fn: LossFn) -> LossFn:
-    """The loss function, with an error at tracing if it returns anything but a number."""
+def with_state(loss_fn: LossFn) -> Callable[[Params, ModelState, Any], tuple[jax.Array, Any]]:
+    """`(params, model_state, batch) -> (loss, (model_state, aux))`, whatever `loss_fn` returns.
 
-    def scalar_loss(params, batch):
-        loss = loss_fn(params, batch)
-        shapes = jax.tree.map(jnp.shape, loss)
-        if shapes == () and not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
-            raise TypeError(f"loss_fn returns a floating-point number, got {loss}.")
-        if shapes != ():
+    Without a model state, `model_state` is None. What the loss returns is checked at tracing.
+    """
+
+    def full(params, model_state, batch):
+        given = (params, batch) if model_state is None else (params, model_state, batch)
+        # Made anew, objects in these trees belong to this trace: NNX allows only such to change.
+        returned = loss_fn(*jax.tree.map(lambda leaf: leaf, given))
+        loss, *more = returned if isinstance(returned, tuple) else (returned,)
+        most = 1 if model_state is None else 2
+        if jax.tree.map(jnp.shape, loss) != () or not most - 1 <= len(more) <= most:
+            forms = ("a scalar, or (scalar, aux)", "(scalar, model_state), or with aux as a third")
             raise ValueError(
-                f"loss_fn returns a scalar and nothing else, but gave {shapes}: take the mean over "
-                "the batch, and return the loss alone."
+                f"loss_fn returns {forms[most - 1]}, but gave the shapes "
+                f"{jax.tree.map(jnp.shape, returned)}: take the mean over the batch."
             )
-        return loss
+        if not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+            raise TypeError(f"loss_fn returns a floating-point number, got {loss}.")
+        state = None if model_state is None else more.pop(0)
+        check_same_kind(state, model_state)
+        return loss, (state, more[0] if more else None)
 
-    return scalar_loss
+    return full
 
 
-def check_meta_learner(meta_gradient: Any, meta_optimizer: Any, **how: Any) -> None:
-    """Raises for what `meta_learner` cannot be made of; `how` is as in `check_policy`."""
+def check_same_kind(state: Any, model_state: Any) -> None:
+    """Raises a ValueError if the loss gives back another model state than it was given."""
+    kind = lambda tree: jax.tree.map(lambda leaf: jax.typeof(leaf).str_short(), tree)
+    # Flattened, since a state may be of a class that does not compare: Equinox's.
+    if jax.tree.flatten(kind(state)) != jax.tree.flatten(kind(model_state)):
+        raise ValueError(
+            "loss_fn returns the model state in the form in which it takes it, but it took "
+            f"{kind(model_state)} and gave {kind(state)}."
+        )
+
+
+def check_meta_learner(meta_gradient: Any, meta_optimizer: Any, **how: Any) -> dict[str, Any]:
+    """`how`, as in `check_policy`, in Python's numbers; raises for what makes no meta-learner."""
     said = "a meta-gradient is made by reptile(...) and the like"
     _check_kind(meta_gradient, MetaGradient, said)
     check_optimizer(meta_optimizer)
     check_policy(**how)
+    at_once = how["tasks_at_once"]
+    return how | {"tasks_at_once": None if at_once is None else int(at_once)}
 
 
-def check_policy(inner_opt_state: Any, tasks_at_once: Any, mesh: Any) -> None:
+def check_policy(inner_opt_state: Any, model_state: Any, tasks_at_once: Any, mesh: Any) -> None:
     """Raises for options of a meta step that do not exist, or do not go together."""
-    policies = get_args(InnerOptState)
-    if not isinstance(inner_opt_state, str) or inner_opt_state not in policies:
-        raise ValueError(f"inner_opt_state is one of {policies}, got {inner_opt_state!r}.")
+    policies = get_args(InnerState)
+    for name, policy in (("inner_opt_state", inner_opt_state), ("model_state", model_state)):
+        if not isinstance(policy, str) or policy not in policies:
+            raise ValueError(f"{name} is one of {policies}, got {policy!r}.")
     if tasks_at_once is not None:
         check_integers(tasks_at_once=tasks_at_once)
     check_mesh(mesh)
     devices = mesh.size if mesh is not None else 1
-    if inner_opt_state == "carry" and (tasks_at_once not in (None, 1) or devices > 1):
+    carries = "carry" in (inner_opt_state, model_state)
+    if carries and (tasks_at_once not in (None, 1) or devices > 1):
         given = f"tasks_at_once={tasks_at_once}" if devices == 1 else f"a mesh of {devices} devices"
         raise ValueError(
-            f'inner_opt_state="carry" runs one task after another, on one device, which {given} '
-            'does not: use "average".'
+            f'"carry" runs one task after another, on one device, which {given} does not: use '
+            '"average".'
         )
 
 
@@ -126,21 +156,47 @@ def check_mesh(mesh: Any) -> None:
         )
 
 
-def check_meta_step(state: Any, tasks: Any) -> None:
-    """Raises unless these are a state and a meta-batch."""
+def check_meta_step(state: Any, tasks: Any, *how: Any) -> None:
+    """Raises unless these are a state and a meta-batch; `how` is as in `check_policy`."""
+    check_policy(*how)
     _check_kind(state, MetaState, "the state is what init(params) gives")
     if isinstance(tasks, Draws):  # `meta_steps` makes and checks them
         return
     _check_kind(tasks, Task, "tasks are a Task(support, query)")
+    check_stacked(tasks)
+
+
+def check_stacked(tasks: Task) -> int:
+    """The number of tasks of a meta-batch, or an error that says what is wrong with its leaves."""
     num_tasks = check_leading_axis(tasks, "tasks", "the meta-batch")
     support = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks.support
     )
-    check_leading_axis(support, "steps", "each task's support set")
+    check_steps(support, "each task's support set")
     if tasks.weight is not None and jnp.shape(tasks.weight) != (num_tasks,):
         raise ValueError(
             f"weights are one for each task, [{num_tasks}], got {list(jnp.shape(tasks.weight))}."
         )
+    return num_tasks
+
+
+def check_what_to_score(tasks: Any, key: Any, num_tasks: Any) -> int:
+    """How many tasks `evaluate` scores: those given, or as many as it is to draw."""
+    given = isinstance(tasks, Task)
+    if not given:
+        check_distribution(tasks)
+    how = {"key": key, "num_tasks": num_tasks}
+    if odd := " and ".join(name for name, value in how.items() if (value is None) != given):
+        raise TypeError(
+            f"tasks that are given, as a Task, are scored once each: leave out {odd}."
+            if given
+            else f"a distribution's tasks are drawn: give {odd} as well."
+        )
+    if given:
+        return check_stacked(tasks)
+    check_key(key)
+    check_integers(num_tasks=num_tasks)
+    return int(num_tasks)
 
 
 def check_training(learner: Any, state: Any, distribution: Any, key: Any) -> None:
@@ -168,7 +224,8 @@ def check_distribution(distribution: Any) -> None:
     """Raises a TypeError for what has no `sample(key) -> Task`, or is no pytree of arrays."""
     if isinstance(distribution, type) or not isinstance(distribution, TaskDistribution):
         given = getattr(distribution, "__name__", type(distribution).__name__)
-        raise TypeError(f"a task distribution has a method sample(key) -> Task, got {given}.")
+        cure = ": rj.tasks.stack_tasks makes one Task of many" if given in ("list", "tuple") else ""
+        raise TypeError(f"a task distribution has a method sample(key) -> Task, got {given}{cure}.")
     for leaf in jax.tree.leaves(distribution):
         if not isinstance(leaf, int | float | complex) and not hasattr(leaf, "dtype"):
             what = "" if leaf is distribution else f", and its leaves are arrays, not {leaf!r:.80}"
@@ -201,19 +258,36 @@ def check_key(key: Any) -> None:
         raise TypeError(f"a key is made by jax.random.key(seed), got {given:.80}.")
 
 
-def check_integers(least: int = 1, **values: Any) -> None:
-    """Raises for a value that is not an integer of at least `least` that fits in 32 bits.
+def check_integers(least: int = 1, **values: Any) -> list[int]:
+    """The values as Python's integers, each at least `least` and within 32 bits.
+
+    NumPy's and JAX's integers are as good, but are no part of a compiled program's name.
 
     Raises:
       TypeError: for what is not an integer; True and False are not.
       ValueError: for an integer out of range.
     """
+    integers = []
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"{name} is an integer, got {value!r}.")
-        if not least <= value < 2**31:
+        is_array = isinstance(value, np.ndarray | jax.Array) and value.shape == ()
+        is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        is_integer |= is_array and jnp.issubdtype(value.dtype, jnp.integer)
+        if not is_integer or isinstance(value, jax.core.Tracer):
+            raise TypeError(f"{name} is an integer, got {value!r:.80}.")
+        integers.append(int(value))
+        if not least <= integers[-1] < 2**31:
             bound = f"at least {least}" if value < least else "below 2**31"
             raise ValueError(f"{name} is {bound}, got {value}.")
+    return integers
+
+
+def check_steps(batches: Batches, what: str) -> int:
+    """The number of inner steps, at least 1; else an error as of `check_leading_axis`."""
+    if isinstance(batches, Repeated):
+        (steps,) = check_integers(steps=batches.steps)
+        led = lambda x: np.empty((steps, 0)) if hasattr(x, "shape") else x
+        batches = jax.tree.map(led, batches.examples)
+    return check_leading_axis(batches, "steps", what)
 
 
 def check_leading_axis(tree: Any, axis: str, what: str) -> int:

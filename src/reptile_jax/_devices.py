@@ -5,6 +5,7 @@ nothing is gathered. The state, the task distribution and what a meta step repor
 every device, and so in every process.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "tasks"
 
@@ -29,6 +30,12 @@ def task_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 def automatic(mesh: Mesh | None) -> Mesh | None:
     """The same mesh with an automatic axis: `jax.make_mesh` makes explicit ones."""
     return mesh and Mesh(mesh.devices, (AXIS,))
+
+
+def as_arrays(tree: Tree) -> Tree:
+    """The tree with JAX arrays, of the dtypes that its leaves have."""
+    dtype = lambda leaf: getattr(leaf, "dtype", None) or jnp.result_type(leaf)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype(leaf)), tree)
 
 
 def owned(tree: Tree, mesh: Mesh | None) -> Tree:
@@ -49,7 +56,7 @@ def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
     """
     if mesh is None:
         return tree
-    sharding = NamedSharding(mesh, PartitionSpec())
+    sharding = NamedSharding(_as_set(mesh), PartitionSpec())
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
     given: list[bytes] = []  # digests of the leaves of which every process has a copy
@@ -79,6 +86,51 @@ def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
     return result
 
 
+def _as_set(mesh: Mesh) -> Mesh:
+    """The mesh, with the kind of axis that `jax.set_mesh` has set around the program, if it has.
+
+    Raises:
+      ValueError: if that is another mesh: arrays cannot belong to both.
+    """
+    around = jax.sharding.get_abstract_mesh()
+    if around.empty:
+        return mesh
+    if dict(around.shape) != dict(mesh.shape):
+        raise ValueError(
+            f"jax.set_mesh has set a mesh of {dict(around.shape)}, but the tasks are divided over "
+            f"one of {dict(mesh.shape)}: set the mesh that the learner has, or none."
+        )
+    return Mesh(mesh.devices, (AXIS,), axis_types=around.axis_types)
+
+
+def in_auto_axes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, for arrays that carry the axes of an explicit mesh in their types as well.
+
+    Such a mesh is that of `jax.set_mesh`, or of an argument. Inside, the axes are automatic; what
+    comes out is on all of the mesh's devices.
+    """
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        leaves, treedef = jax.tree.flatten((args, kwargs))
+        arrays = {at: leaf for at, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
+        types = (jax.typeof(leaf) for leaf in arrays.values())
+        meshes = [jax.sharding.get_abstract_mesh(), *(each.sharding.mesh for each in types)]
+        explicit = [mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types]
+        if not explicit:
+            return function(*args, **kwargs)
+
+        def inside(arrays):
+            given = [arrays.get(at, leaf) for at, leaf in enumerate(leaves)]
+            args, kwargs = jax.tree.unflatten(treedef, given)
+            return function(*args, **kwargs)
+
+        with jax.sharding.use_abstract_mesh(explicit[0]):
+            return jax.sharding.auto_axes(inside, out_sharding=PartitionSpec())(arrays)
+
+    return call
+
+
 def repeat_last(tree: Tree, size: int) -> Tree:
     """Lengthens the first axis of every leaf to `size` by repeating its last entry."""
     pad = lambda leaf: leaf[jnp.minimum(jnp.arange(size), len(leaf) - 1)]
@@ -90,6 +142,7 @@ def over_devices(run: Callable[[Any, Any], Tree], mesh: Mesh) -> Callable[[Any, 
 
     What `run` returns has to be the same on every device: `all_reduce` and `gather` make it so.
     """
+    _as_set(mesh)
     # `check_vma` would prove that, but it also sums gradients with respect to what is shared over
     # the devices, in every inner step, and refuses the loops over zeros that losses may hold.
     return jax.shard_map(

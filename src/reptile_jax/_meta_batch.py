@@ -6,141 +6,183 @@ with the tasks that run at once, not with the meta-batch.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+import optax.contrib
 
 from reptile_jax._checks import check_task
-from reptile_jax._devices import Mesh, all_reduce, over_devices, repeat_last
-from reptile_jax._types import Draws, MetaBatch, OptState, Params, Task, TaskGradient
+from reptile_jax._devices import Mesh, all_reduce, automatic, over_devices, repeat_last
+from reptile_jax._types import (
+    Draws,
+    MetaBatch,
+    MetaState,
+    ModelState,
+    OptState,
+    Params,
+    TaskGradient,
+)
+
+
+class Inner(NamedTuple):
+    """What inner loops start from besides θ, or a policy for each."""
+
+    opt_state: OptState  # None: the inner optimiser's first state, and none is kept
+    model_state: ModelState  # None: the model has none
 
 
 class TaskMean(NamedTuple):
     """The mean over the tasks of a meta-batch."""
 
     gradient: Params  # weighted mean over the tasks that count; zero if none does
-    opt_state: OptState | None  # where the next meta step's inner loops start
+    inner: Inner  # what the next meta step's inner loops start from
     weight: jax.Array  # [], the sum of the weights
+    loss: jax.Array  # [], weighted mean of their last inner losses, for meta-optimisers
     losses: jax.Array  # [tasks, steps]
     finite: jax.Array  # [tasks] bool
+    aux: Any  # leaves [tasks, steps, ...]
 
 
 class _Part(NamedTuple):
     """What a task, or a chunk of tasks, adds to the sums."""
 
     gradient: Params
-    opt_state: OptState | None
+    inner: Inner  # of what is averaged
+    loss: jax.Array  # [], the last inner step's
     weight: jax.Array
 
 
 def mean_over_tasks(
-    compute: Callable[[Params, OptState | None, Task], TaskGradient],
-    params: Params,
-    opt_state: OptState | None,
+    compute: Callable[..., TaskGradient],
+    state: MetaState,
     tasks: MetaBatch,
+    policies: Inner,
     at_once: int | None,
-    carry: bool,
     mesh: Mesh | None,
 ) -> TaskMean:
     """Runs `compute` on every task and takes the weighted mean.
 
-    A task whose losses, gradient, state or weight are not all finite does not count.
+    A task whose losses, gradient, states or weight are not all finite does not count.
 
     Args:
-      compute: `(params, opt_state, task) -> TaskGradient`.
-      params: θ; gradients have its structure.
-      opt_state: where inner optimisers start; None resets them for every task, and keeps none.
+      compute: `(params, opt_state, task) -> TaskGradient`; `model_state` follows if there is one.
+      state: θ, and where inner loops start; gradients have the structure of θ.
       tasks: `[tasks, ...]`, or `Draws`.
+      policies: of each inner state. "reset": every task starts at the optimiser's first, or at the
+        model's that is given; "average": the next meta step starts at the mean over the tasks;
+        "carry": it goes from task to task, which needs `at_once` = 1 and one device.
       at_once: tasks under one `vmap` on each device; by default one on a CPU, else all.
-      carry: hand the inner optimiser's state from task to task; needs `at_once` = 1 and one device.
-        Otherwise the mean over the tasks is handed on.
       mesh: divides the tasks over its devices, in order.
     """
+    opt_state = None if policies.opt_state == "reset" else state.inner_opt_state
+    params, inner, mesh = state.params, Inner(opt_state, state.model_state), automatic(mesh)
     draws = isinstance(tasks, Draws)
-    each, distribution = (tasks.keys, tasks.distribution) if draws else (tasks, None)
-    num_tasks, num_devices = len(jax.tree.leaves(each)[0]), mesh.size if mesh else 1
+    tasks_or_keys, distribution = (tasks.keys, tasks.distribution) if draws else (tasks, None)
+    num_tasks, num_devices = len(jax.tree.leaves(tasks_or_keys)[0]), mesh.size if mesh else 1
     # On a CPU, batched matrix products over tasks are slower than one task after another.
-    one_by_one = carry or jax.default_backend() == "cpu"
-    of_device = -(-num_tasks // num_devices)
-    at_once = min(at_once or (1 if one_by_one else of_device), of_device)
+    one_by_one = "carry" in policies or jax.default_backend() == "cpu"
+    per_device = -(-num_tasks // num_devices)
+    at_once = min(at_once or (1 if one_by_one else per_device), per_device)
 
-    run = functools.partial(_run, compute, at_once=at_once, carry=carry)
+    run = functools.partial(_sum_over_tasks, compute, at_once=at_once, policies=policies)
 
     def run_part(shared, part):
         sums, _, report = run(shared, part)
         sums, report = all_reduce(sums, report)
         return sums, None, report
 
-    exist = jnp.arange(of_device * num_devices) < num_tasks
+    is_real = jnp.arange(per_device * num_devices) < num_tasks
     run_all = over_devices(run_part, mesh) if mesh and num_devices > 1 else run
-    sums, ended, (losses, finite) = run_all(
-        (params, opt_state, distribution), (repeat_last(each, len(exist)), exist)
+    sums, ended, report = run_all(
+        (params, inner, distribution), (repeat_last(tasks_or_keys, len(is_real)), is_real)
     )
     divide = lambda total, like: _divide(total, sums.weight, like)
     gradient = jax.tree.map(divide, sums.gradient, params)
-    if not carry:
-        ended = jax.tree.map(divide, sums.opt_state, opt_state)
-    return TaskMean(gradient, ended, sums.weight, losses[:num_tasks], finite[:num_tasks])
+    averaged = jax.tree.map(divide, sums.inner, _only("average", policies, inner))
+    after = {"reset": inner, "average": averaged, "carry": ended or inner}
+    inner = Inner(*(after[policy][part] for part, policy in enumerate(policies)))
+    if opt_state is None:
+        inner = inner._replace(opt_state=state.inner_opt_state)
+    losses, finite, aux = jax.tree.map(lambda leaf: leaf[:num_tasks], report)
+    loss = divide(sums.loss, losses)
+    return TaskMean(gradient, inner, sums.weight, loss, losses, finite, aux)
 
 
-def _run(compute, shared, tasks_and_exist, *, at_once: int, carry: bool):
-    """One device's part: sums, the inner state to start the next from, `(losses, finite)`.
+def _only(chosen: str, policies: Inner, inner: Inner) -> Inner:
+    """The inner states of one policy, with None for the others."""
+    parts = zip(inner, policies, strict=True)
+    return Inner(*(part if policy == chosen else None for part, policy in parts))
 
-    A task that does not exist has no weight.
+
+def _sum_over_tasks(compute, shared, tasks_and_real, *, at_once: int, policies: Inner):
+    """One device's part: sums, the inner state of its last task, `(losses, finite, aux)`.
+
+    A task that is not real, but fills a chunk or a device, has no weight.
     """
-    params, opt_state, distribution = shared
+    params, inner, distribution = shared
     zero = jnp.zeros((), jnp.result_type(float))  # float64 where that is enabled
 
-    def run_one(opt_state, task, exists):
+    def run_one(inner, task, is_real):
         if distribution is not None:
             task = check_task(distribution.sample(task))
-        result = compute(params, opt_state, task)
-        given = jnp.asarray(1.0 if task.weight is None else task.weight, zero.dtype)
-        finite = _all_finite(result) & jnp.isfinite(given)
-        weight = jnp.where(exists & finite & (given > 0), given, 0)
-        ended = None if opt_state is None else result.opt_state
-        moved = _weighted(weight, _with_counts_from(None if carry else opt_state, ended))
-        part = _Part(_weighted(weight, result.gradient), moved, weight)
-        return part, where(weight > 0, ended, opt_state), (result.losses, finite)
+        stateful = () if inner.model_state is None else (inner.model_state,)
+        result = compute(params, inner.opt_state, task, *stateful)
+        task_weight = jnp.asarray(1.0 if task.weight is None else task.weight, zero.dtype)
+        finite = _all_finite(result._replace(aux=None)) & jnp.isfinite(task_weight)
+        weight = jnp.where(is_real & finite & (task_weight > 0), task_weight, 0)
+        ended = Inner(None if inner.opt_state is None else result.opt_state, result.model_state)
+        averaged = (_only("average", policies, state) for state in (inner, ended))
+        inner_sum = _weighted(weight, _with_counts_from(*averaged))
+        carried = select(weight > 0, ended, inner)
+        old_and_new = zip(inner, carried, policies, strict=True)
+        after = Inner(*(new if how == "carry" else old for old, new, how in old_and_new))
+        report = (result.losses, finite, result.aux)
+        last = jnp.sum(result.losses.reshape(-1)[-1:]).astype(weight.dtype)
+        part = _Part(_weighted(weight, result.gradient), inner_sum, _weighted(weight, last), weight)
+        return part, after, report
 
-    def run_chunk(opt_state, chunk, exist):
-        parts, _, report = jax.vmap(run_one, (None, 0, 0))(opt_state, chunk, exist)
-        return jax.tree.map(lambda leaf: jnp.sum(leaf, 0), parts), opt_state, report
+    def run_chunk(inner, chunk, is_real):
+        parts, _, report = jax.vmap(run_one, (None, 0, 0))(inner, chunk, is_real)
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, 0), parts), inner, report
 
-    def add(sums_and_state, chunk):
-        sums, opt_state = sums_and_state
-        part, ended, report = (run_one if at_once == 1 else run_chunk)(opt_state, *chunk)
-        return (jax.tree.map(jnp.add, sums, part), ended if carry else opt_state), report
+    def add(sums_and_inner, chunk):
+        sums, inner = sums_and_inner
+        part, inner, report = (run_one if at_once == 1 else run_chunk)(inner, *chunk)
+        return (jax.tree.map(jnp.add, sums, part), inner), report
 
-    unmoved = _with_counts_from(None if carry else opt_state, opt_state)
-    zeros = _Part(_weighted(zero, params), _weighted(zero, unmoved), zero)
-    (sums, ended), report = jax.lax.scan(
-        add, (zeros, opt_state), _in_chunks(tasks_and_exist, at_once)
-    )
+    start = _only("average", policies, inner)
+    no_inner = _weighted(zero, _with_counts_from(start, start))
+    zeros = _Part(_weighted(zero, params), no_inner, zero, zero)
+    (sums, ended), report = jax.lax.scan(add, (zeros, inner), _in_chunks(tasks_and_real, at_once))
     if at_once > 1:
-        number = len(tasks_and_exist[1])
+        number = len(tasks_and_real[1])
         report = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:number], report)
     return sums, ended, report
 
 
-def _in_chunks(tasks_and_exist, at_once: int):
+def _in_chunks(tasks_and_real, at_once: int):
     """The same, led by `[chunks, at_once]`, or as it is if one at once.
 
-    A last chunk that is not full repeats the last task, and `exist` is false there.
+    A last chunk that is not full repeats the last task, and `is_real` is false there.
     """
     if at_once == 1:
-        return tasks_and_exist
-    tasks, exist = tasks_and_exist
-    chunks = -(-len(exist) // at_once)
+        return tasks_and_real
+    tasks, is_real = tasks_and_real
+    chunks = -(-len(is_real) // at_once)
     size = chunks * at_once
-    exist = jnp.pad(exist, (0, size - len(exist)))
+    is_real = jnp.pad(is_real, (0, size - len(is_real)))
     shape = lambda leaf: leaf.reshape(chunks, at_once, *leaf.shape[1:])
-    return jax.tree.map(shape, (repeat_last(tasks, size), exist))
+    return jax.tree.map(shape, (repeat_last(tasks, size), is_real))
 
 
 def _is_inexact(leaf) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _is_key(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _all_finite(tree) -> jax.Array:
@@ -148,29 +190,39 @@ def _all_finite(tree) -> jax.Array:
     return jnp.all(jnp.stack(leaves))
 
 
-def where(condition, tree, other):
+def select(condition, tree, other):
     """Selects rather than multiplies: a NaN that is not chosen leaves no trace."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), tree, other)
 
 
 # The sums: floating-point leaves add up, in float32 at least. Integer leaves are counts of inner
 # steps, and what adds up is how far each task has counted: the mean of that is exact where tasks
-# take equally many steps, whatever the weights, and is rounded where they do not. (Not so in
-# `optax.MultiSteps`, which counts in cycles: do not average its state.)
+# take equally many steps, whatever the weights, and is rounded where they do not. Counts that start
+# again in cycles have no mean. Random keys stay the first.
+_CYCLES = (optax.MultiStepsState, optax.ApplyEvery, optax.contrib.SAMState)
 
 
 def _with_counts_from(start, ended):
+    in_cycles = lambda node: isinstance(node, _CYCLES)
+    for node in filter(in_cycles, jax.tree.leaves(start, is_leaf=in_cycles)):
+        raise TypeError(
+            f"a state that counts in cycles ({type(node).__name__}) has no mean over the tasks: "
+            'use "reset" or "carry".'
+        )
+
     def count(first, leaf):
         if _is_inexact(leaf):
             return leaf
+        if _is_key(leaf):
+            return jnp.zeros(leaf.shape)
         if not jnp.issubdtype(leaf.dtype, jnp.integer):
             raise TypeError(
-                f"an inner optimiser's state with {leaf.dtype} in it has no mean over the tasks: "
-                'use inner_opt_state="reset" or "carry".'
+                f"an inner optimiser's or a model's state with {leaf.dtype} in it has no mean over "
+                'the tasks: use "reset" or "carry".'
             )
         return (leaf - first).astype(jnp.float32)
 
-    return None if start is None else jax.tree.map(count, start, ended)
+    return jax.tree.map(count, start, ended)
 
 
 def _weighted(weight, tree):
@@ -183,6 +235,8 @@ def _weighted(weight, tree):
 
 def _divide(total, weight, like):
     mean = total / jnp.where(weight > 0, weight, 1).astype(total.dtype)
+    if _is_key(like):
+        return like
     if _is_inexact(like):
         return mean.astype(like.dtype)
     return like + jnp.round(mean).astype(like.dtype)

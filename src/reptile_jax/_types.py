@@ -1,5 +1,6 @@
 """The vocabulary: what the functions of this library take and return."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -11,14 +12,18 @@ from jax.sharding import Mesh
 Key: TypeAlias = jax.Array
 Params: TypeAlias = Any  # a pytree of floating-point arrays
 Examples: TypeAlias = Any  # a pytree whose leaves are led by [examples]
-Batches: TypeAlias = Any  # a pytree whose leaves are led by [steps, batch]
-Optimizer: TypeAlias = optax.GradientTransformation
+Batches: TypeAlias = Any  # a pytree whose leaves are led by [steps, batch], or `Repeated`
+Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
 OptState: TypeAlias = Any  # an optimiser's, a pytree of arrays
-LossFn: TypeAlias = Callable[[Params, Any], jax.Array]  # (params, batch) -> scalar
+ModelState: TypeAlias = Any  # what a model keeps besides its parameters, such as running averages
+# (params, batch) -> scalar, or (scalar, aux). With a model state (params, model_state, batch) ->
+# (scalar, model_state), or (scalar, model_state, aux).
+LossFn: TypeAlias = Callable[..., Any]
 ExampleLoss: TypeAlias = Callable[[Params, Examples], jax.Array]  # (params, examples) -> [batch]
 Apply: TypeAlias = Callable[..., Any]  # (params, inputs [batch, ...]) -> outputs [batch, ...]
-ScoreFn: TypeAlias = Callable[[Params, "Task"], Any]  # (params, task) -> a pytree of arrays
-InnerOptState: TypeAlias = Literal["reset", "average", "carry"]
+# (params, task) -> a pytree of arrays, or (params, model_state, task).
+ScoreFn: TypeAlias = Callable[..., Any]
+InnerState: TypeAlias = Literal["reset", "average", "carry"]
 
 
 class Batch(NamedTuple):
@@ -36,7 +41,7 @@ class Task(NamedTuple):
     whose weight is not finite and positive counts for nothing.
     """
 
-    support: Batches  # [steps, batch, ...]
+    support: Batches  # [steps, batch, ...], or `Repeated` [batch, ...]
     query: Examples = None  # [query, ...]
     weight: Any = None  # []
 
@@ -63,6 +68,18 @@ class Draws(NamedTuple):
 MetaBatch: TypeAlias = Task | Draws  # a `Task` with leaves led by [tasks]; `train` makes `Draws`
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Repeated:
+    """A support set whose every step has the same examples, which are in memory once.
+
+    Make one with `repeat`. In a meta-batch the leaves are `[tasks, batch, ...]`.
+    """
+
+    examples: Examples  # [batch, ...]
+    steps: int = dataclasses.field(metadata={"static": True})
+
+
 class ImageClasses(NamedTuple):
     """Images grouped by class in one array; classes may differ in size.
 
@@ -80,6 +97,8 @@ class Adapted(NamedTuple):
     params: Params  # φ
     opt_state: OptState  # the inner optimiser's
     losses: jax.Array  # [steps], each before its step
+    model_state: ModelState = None  # after the last step
+    aux: Any = None  # what the loss returns besides, leaves [steps, ...]
 
 
 class TaskGradient(NamedTuple):
@@ -88,6 +107,8 @@ class TaskGradient(NamedTuple):
     gradient: Params
     opt_state: OptState  # the inner optimiser's, after the task
     losses: jax.Array  # [steps]
+    model_state: ModelState = None  # after the task
+    aux: Any = None  # leaves [steps, ...]
 
 
 class MetaGradient(NamedTuple):
@@ -95,11 +116,12 @@ class MetaGradient(NamedTuple):
 
     `init(params)` is the inner optimiser's first state. `compute(params, opt_state, task)` is the
     meta-gradient at `params` when the inner optimiser starts from `opt_state`, or from its first
-    state if that is None. Write your own meta-gradient as such a pair.
+    state if that is None. A model with state adds `model_state` as a fourth argument.
+    Write your own meta-gradient as such a pair.
     """
 
     init: Callable[[Params], OptState]
-    compute: Callable[[Params, OptState | None, Task], TaskGradient]
+    compute: Callable[..., TaskGradient]
 
 
 class MetaState(NamedTuple):
@@ -109,6 +131,7 @@ class MetaState(NamedTuple):
     opt_state: OptState  # the meta-optimiser's
     inner_opt_state: OptState | None  # what inner loops start from; None when it is reset
     step: jax.Array  # [] int32
+    model_state: ModelState = None  # what inner loops start from; None for a model without
 
 
 class MetaInfo(NamedTuple):
@@ -117,11 +140,12 @@ class MetaInfo(NamedTuple):
     losses: jax.Array  # [tasks, steps]
     finite: jax.Array  # [tasks] bool: tasks that are not were left out of the mean
     gradient_norm: jax.Array  # []
+    aux: Any = None  # what the loss returns besides, leaves [tasks, steps, ...]
 
 
 class MetaLearner(NamedTuple):
     """A pair of functions, as in `optax.GradientTransformation`, and where they run."""
 
-    init: Callable[[Params], MetaState]
+    init: Callable[..., MetaState]  # (params), or (params, model_state)
     step: Callable[[MetaState, MetaBatch], tuple[MetaState, MetaInfo]]
     mesh: Mesh | None = None  # the devices that the tasks are divided over, if more than one

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from reptile_jax import _checks
+from reptile_jax._optimizers import extended
 from reptile_jax._types import (
     Batches,
     LossFn,
@@ -30,6 +31,7 @@ from reptile_jax._types import (
 )
 from reptile_jax.reptile import inner_loop
 from reptile_jax.tasks.padding import Masked
+from reptile_jax.tasks.repeated import repeat, split_last
 
 
 def weighted_gradients(
@@ -52,16 +54,16 @@ def weighted_gradients(
     if per_step.ndim != 1 or not np.isfinite(per_step).all():
         raise ValueError(f"weights are a sequence of finite numbers, got {weights}.")
 
-    def compute(params, opt_state, task):
-        steps = _checks.check_leading_axis(task.support, "steps", "the support set")
+    def compute(params, opt_state, task, model_state=None):
+        steps = _checks.check_steps(task.support, "the support set")
         if steps != len(per_step):
             raise ValueError(f"{len(per_step)} weights for {steps} inner steps: give one for each.")
         optimizer = _adding_up(inner_optimizer, _of_steps_taken(per_step, task.support))
         start: Any = optimizer.init(params)
         if opt_state is not None:
             start = start._replace(inner=opt_state)
-        adapted = inner_loop(loss_fn, optimizer, params, task.support, start)
-        return TaskGradient(adapted.opt_state.total, adapted.opt_state.inner, adapted.losses)
+        adapted = inner_loop(loss_fn, optimizer, params, task.support, start, model_state)
+        return TaskGradient(adapted.opt_state.total, adapted.opt_state.inner, *adapted[2:])
 
     return MetaGradient(inner_optimizer.init, compute)
 
@@ -81,14 +83,14 @@ def _adding_up(optimizer: Optimizer, weights: jax.Array) -> Optimizer:
         zeros = jax.tree.map(jnp.zeros_like, params)
         return _Sum(optimizer.init(params), zeros, jnp.zeros((), jnp.int32))
 
-    def update(updates, state, params=None):
+    def update(updates, state, params=None, **extra):
         weight = weights[state.taken]
         add = lambda total, gradient: total + weight.astype(gradient.dtype) * gradient
         total = jax.tree.map(add, state.total, updates)
-        updates, inner = optimizer.update(updates, state.inner, params)
+        updates, inner = extended(optimizer).update(updates, state.inner, params, **extra)
         return updates, _Sum(inner, total, state.taken + 1)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _of_steps_taken(weights: np.ndarray, support: Batches) -> jax.Array:
@@ -112,19 +114,20 @@ def foml(loss_fn: LossFn, inner_optimizer: Optimizer) -> MetaGradient:
     """
     _checks.check_inner(loss_fn, inner_optimizer)
 
-    def compute(params, opt_state, task):
+    def compute(params, opt_state, task, model_state=None):
         head, tail = task.support, task.query
         if tail is None:
-            if _checks.check_leading_axis(head, "steps", "the support set") < 2:
+            if _checks.check_steps(head, "the support set") < 2:
                 raise ValueError("foml needs two mini-batches, or a query set as the last one.")
-            head, tail = (
-                jax.tree.map(lambda leaf: leaf[:-1], head),
-                jax.tree.map(lambda leaf: leaf[-1], head),
-            )
-        last = jax.tree.map(lambda leaf: leaf[None], tail)
-        before = inner_loop(loss_fn, inner_optimizer, params, head, opt_state)
-        after = inner_loop(loss_fn, inner_optimizer, before.params, last, before.opt_state)
+            head, tail = split_last(head)
+        last = repeat(tail, 1)
+        before = inner_loop(loss_fn, inner_optimizer, params, head, opt_state, model_state)
+        after = inner_loop(
+            loss_fn, inner_optimizer, before.params, last, before.opt_state, before.model_state
+        )
         delta = jax.tree.map(jnp.subtract, before.params, after.params)
-        return TaskGradient(delta, after.opt_state, jnp.concatenate([before.losses, after.losses]))
+        join = lambda *leaves: jnp.concatenate(leaves)
+        losses, aux = jax.tree.map(join, (before.losses, before.aux), (after.losses, after.aux))
+        return TaskGradient(delta, after.opt_state, losses, after.model_state, aux)
 
     return MetaGradient(inner_optimizer.init, compute)

@@ -1,18 +1,14 @@
 """Many meta steps per dispatch, and the loop around them."""
 
-import functools
 from collections.abc import Iterator
 
 import jax
 
 from reptile_jax._checks import check_integers, check_training
-from reptile_jax._devices import replicate
+from reptile_jax._devices import in_auto_axes, replicate
 from reptile_jax._types import Draws, Key, MetaInfo, MetaLearner, MetaState, TaskDistribution
 
 
-@functools.partial(
-    jax.jit, static_argnames=("learner", "num_steps", "meta_batch"), donate_argnames="state"
-)
 def meta_steps(
     learner: MetaLearner,
     state: MetaState,
@@ -29,7 +25,7 @@ def meta_steps(
 
     Args:
       learner: built once; each learner compiles its own program.
-      state: donated, even if the learner does not donate.
+      state: donated, even if the learner does not donate; not inside `jit`, `vmap` and the like.
       distribution: p(τ), a pytree.
       key: the run's root key, not consumed.
       num_steps, meta_batch: meta steps, and tasks in each.
@@ -37,15 +33,27 @@ def meta_steps(
     Returns:
       The state, and `MetaInfo` whose leaves are led by `[num_steps]`.
     """
-    check_integers(meta_batch=meta_batch)
+    sizes = check_integers(num_steps=num_steps, meta_batch=meta_batch)
     check_training(learner, state, distribution, key)
+    # Under a transformation of the user's the state may be in use for other seeds or batches.
+    leaves = jax.tree.leaves((state, distribution, key))
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    run = _in_a_trace if traced else _in_a_dispatch
+    return run(learner, state, distribution, key, *sizes)
 
+
+@in_auto_axes
+def _meta_steps(learner, state, distribution, key, num_steps, meta_batch):
     def step(state, _):
         step_key = jax.random.fold_in(key, state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, jax.numpy.arange(meta_batch))
         return learner.step(state, Draws(distribution, keys))
 
     return jax.lax.scan(step, state, length=num_steps)
+
+
+_in_a_trace = jax.jit(_meta_steps, static_argnums=(0, 4, 5))
+_in_a_dispatch = jax.jit(_meta_steps, static_argnums=(0, 4, 5), donate_argnums=1)
 
 
 def train(
@@ -78,8 +86,9 @@ def train(
         or key.
       ValueError: for a meta-batch or a number of steps below 1.
     """
-    check_integers(meta_batch=meta_batch, steps_per_dispatch=steps_per_dispatch)
-    check_integers(0, until=until)
+    sizes = {"meta_batch": meta_batch, "steps_per_dispatch": steps_per_dispatch}
+    meta_batch, steps_per_dispatch = check_integers(**sizes)
+    (until,) = check_integers(0, until=until)
     check_training(learner, state, distribution, key)
     # A state that was restored, and what is drawn from, go to where the learner's tasks run.
     state, on_devices = replicate((state, (distribution, key)), learner.mesh)

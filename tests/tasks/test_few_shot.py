@@ -4,6 +4,7 @@ import collections
 import functools
 import itertools
 
+import chex
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,13 @@ import reptile_jax as rj
 from reptile_jax import Batch, Task
 from reptile_jax.nn import cross_entropy
 from reptile_jax.tasks import (
+    Classes,
     Episode,
     ImageClasses,
     accuracy,
     draw_distinct,
     few_shot,
+    group_by_class,
     query_logits,
 )
 from tests.nonsense import answered, fuzz, mostly
@@ -337,13 +340,108 @@ def test_the_images_are_an_argument_and_not_a_part_of_the_program(distribution):
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(distribution))
 
 
+# ---------------------------------------------------------------------------- examples of any kind
+
+
+def of_any_kind(number=30):
+    """Examples that say in each of their arrays which they are."""
+    each = np.arange(number)
+    return {
+        "signal": np.float32(each)[:, None, None] + np.linspace(0, 0.5, 8, dtype=np.float32)[None],
+        "tokens": [each[:, None] * np.ones(3, np.int32), (each % 2).astype(bool)],
+        "depth": (each + 1000).astype(np.uint16)[:, None, None],
+        "picture": each.astype(np.uint8)[:, None],
+        "half": jnp.asarray(each, jnp.bfloat16),
+        "key": jax.random.split(jax.random.key(0), number),
+    }
+
+
+def test_examples_of_any_kind_stay_as_they_are_but_for_uint8():
+    classes = Classes(of_any_kind(), np.array([0, 10, 20]), np.array([10, 10, 10]))
+    sizes = {"ways": 3, "shots": 2, "query_shots": 1, "steps": 2, "batch_size": 4}
+    task = episode(few_shot(classes, **sizes), jax.random.key(0))
+    for batch in (task.support, task.query, task.query.support):
+        index = np.asarray(batch.inputs["depth"])[..., 0, 0].astype(int) - 1000
+        expected = jax.tree.map(lambda leaf, at=index: leaf[at], of_any_kind())
+        picture = np.float32(expected.pop("picture")) / 255
+        inputs = dict(batch.inputs)
+        np.testing.assert_allclose(inputs.pop("picture"), picture, rtol=1e-6)
+        data = lambda tree: {**tree, "key": jax.random.key_data(tree["key"])}
+        expected, inputs = data(expected), data(inputs)
+        for leaf, like in zip(jax.tree.leaves(inputs), jax.tree.leaves(expected), strict=True):
+            assert leaf.dtype == jnp.asarray(like).dtype
+            np.testing.assert_array_equal(leaf, like)
+    assert sorted(index // 10) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("names", [["b", "a", "c"], [7, -2, 3]])
+def test_examples_are_grouped_by_their_labels(names):
+    labels = np.array(names)[[0, 1, 1, 0, 2, 1, 0]]
+    classes = group_by_class({"at": np.arange(7), "twice": jnp.arange(7) * 2}, labels)
+    assert classes.starts.dtype == classes.counts.dtype == np.int32
+    groups = {}
+    for name, start, count in zip(sorted(names), classes.starts, classes.counts, strict=True):
+        groups[name] = classes.examples["at"][start : start + count].tolist()
+    assert groups == {names[0]: [0, 3, 6], names[1]: [1, 2, 5], names[2]: [4]}
+    np.testing.assert_array_equal(classes.examples["twice"], classes.examples["at"] * 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: group_by_class(np.zeros((3, 2)), [0, 1]), r"leading axis \[examples\]"),
+        (lambda: group_by_class(np.zeros(3), np.eye(3)), r"labels are one for each example.*3, 3"),
+        (lambda: Classes(np.array(["a"] * 4), np.array([0]), np.array([4])), "arrays of numbers"),
+        (lambda: Classes(np.zeros(4), np.array([0.0]), np.array([4])), "of float64, int64"),
+        (lambda: Classes(np.zeros(4), 0, np.array([4])), "Python's int"),
+        (lambda: np.zeros((4, 2)), "got ndarray of"),
+        (lambda: Classes([np.zeros(4), np.zeros(3)], np.array([0]), np.array([3])), "disagree"),
+        (lambda: Classes(np.zeros(4), np.array([1]), np.array([4])), "outside the 4 examples"),
+        (lambda: Classes(np.zeros(4), np.zeros(2, int), np.zeros(3, int)), "one for each class"),
+    ],
+)
+def test_what_are_no_classes_is_named(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        few_shot(make(), ways=1, shots=1, steps=1, batch_size=1)
+
+
+def of_sequences(params, inputs):
+    """Logits of sequences `[batch, longest, 2]`, of which only the first `length` steps count."""
+    real = jnp.arange(inputs["values"].shape[1])[None] < inputs["length"][:, None]
+    hidden = jnp.where(real[..., None], jnp.tanh(inputs["values"] @ params["in"]), 0)
+    return (hidden.sum(1) / inputs["length"][:, None].astype(jnp.float32)) @ params["out"]
+
+
+@pytest.mark.slow
+def test_the_padding_of_sequences_leaves_no_trace():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(6), 5)
+    sequences = [rng.normal(label - 2.5, 0.5, (rng.integers(3, 9), 2)) for label in labels]
+    params = {"in": rng.normal(size=(2, 8)), "out": np.zeros((8, 3))}
+    params = jax.tree.map(np.float32, params)
+    sizes = {"ways": 3, "shots": 3, "query_shots": 2, "steps": 30, "batch_size": 9}
+    ended = []
+    for longest in (9, 14):
+        values = np.full((30, longest, 2), 99, np.float32)
+        for row, sequence in zip(values, sequences, strict=True):
+            row[: len(sequence)] = sequence
+        inputs = {"values": values, "length": np.array([len(s) for s in sequences])}
+        task = episode(few_shot(group_by_class(inputs, labels), **sizes), jax.random.key(1))
+        loss = cross_entropy(of_sequences)
+        adapted = rj.inner_loop(loss, optax.sgd(1.0), params, task.support)
+        scores = accuracy(of_sequences)(adapted.params, task)
+        assert scores["transductive"] == scores["non-transductive"] > 0.6
+        ended.append((adapted, scores))
+    chex.assert_trees_all_close(*ended, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"ways": 7}, "ways=7, but there are only 6 classes"),
         (
             {"shots": 4},
-            "shots=4 and query_shots=2 need 6 images of each class, but class 1 has 5",
+            "shots=4 and query_shots=2 need 6 examples of each class, but class 1 has 5",
         ),
         ({"ways": 0}, "ways is at least 1, got 0"),
         ({"shots": 0}, "shots is at least 1, got 0"),
@@ -352,7 +450,7 @@ def test_the_images_are_an_argument_and_not_a_part_of_the_program(distribution):
         ({"query_shots": -1}, "query_shots is at least 0, got -1"),
         (
             {"replace": True, "batch_size": 13},
-            "with replace, a batch of 13 is drawn from 12 support images: lower batch_size",
+            "with replace, a batch of 13 is drawn from 12 support examples: lower batch_size",
         ),
         (
             {"balanced": True},
@@ -403,6 +501,16 @@ SUPPORT = jnp.array([[0.0], [8.0]])
 QUERY = jnp.array([[3.0], [5.0], [9.0]])
 
 
+@pytest.mark.parametrize("transductive", [True, False])
+def test_logits_of_inputs_of_several_arrays(transductive):
+    both = lambda inputs: {"half": inputs / 2, "rest": [inputs / 4, inputs / 4]}
+    join = lambda params, i: centred(params, i["half"] + sum(i["rest"]))
+    given = jnp.float32(3), both(SUPPORT), both(QUERY)
+    logits = query_logits(join, *given, transductive=transductive)
+    expected = query_logits(centred, jnp.float32(3), SUPPORT, QUERY, transductive=transductive)
+    np.testing.assert_allclose(logits, expected, rtol=1e-6)
+
+
 def test_transductive_logits_see_all_queries_and_nothing_else():
     logits = query_logits(centred, jnp.float32(3), SUPPORT, QUERY, transductive=True)
     np.testing.assert_allclose(logits, [[-8, 8], [-2, 2], [10, -10]], rtol=1e-6)
@@ -433,7 +541,7 @@ def test_accuracy_is_the_share_of_right_answers(labels, transductive, inductive)
 
 def test_accuracy_without_a_query_set_says_what_to_do():
     task = Task(Batch(SUPPORT[None], jnp.array([[1, 0]])))
-    with pytest.raises(ValueError, match=r"accuracy needs query images: .*query_shots=1"):
+    with pytest.raises(ValueError, match=r"accuracy needs queries: .*query_shots=1"):
         accuracy(centred)(jnp.float32(1), task)
 
 

@@ -89,8 +89,8 @@ def check_pair(name: str, value: Any) -> Pair:
     """The value as a tuple of two positive integers, or an error with its name."""
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
         raise ValueError(f"{name} is two integers, got {value!r:.80}")
-    check_integers(**{f"{name}[{axis}]": size for axis, size in enumerate(value)})
-    return tuple(value)
+    sizes = {f"{name}[{axis}]": size for axis, size in enumerate(value)}
+    return tuple(check_integers(**sizes))
 
 
 def check_padding(padding: Any) -> None:

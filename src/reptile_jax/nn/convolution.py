@@ -92,11 +92,11 @@ def conv_general_dilated(
     """
     check_conv_supported(lhs, rhs, lhs_dilation, dimension_numbers, batch_group_count, out_sharding)
     check_conv_dtypes(lhs, rhs, preferred_element_type)
-    check_integers(feature_group_count=feature_group_count)
+    (groups,) = check_integers(feature_group_count=feature_group_count)
     strides = check_pair("window_strides", window_strides)
     dilation = (1, 1) if rhs_dilation is None else check_pair("rhs_dilation", rhs_dilation)
     check_padding(padding)
-    kernel, groups = rhs.shape[:2], feature_group_count
+    kernel = rhs.shape[:2]
     if isinstance(padding, str):
         dilated = [(taps - 1) * step + 1 for taps, step in zip(kernel, dilation, strict=True)]
         padding = lax.padtype_to_pads(lhs.shape[1:3], dilated, strides, padding)

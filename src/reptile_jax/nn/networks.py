@@ -1,9 +1,15 @@
-"""The paper's networks, in Flax."""
+"""The paper's networks, in Flax.
+
+As in Flax, parameters start in float32, also where JAX has float64 enabled: cast them for another
+precision. A layer computes in the wider of its inputs' precision and its parameters'.
+"""
 
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from reptile_jax._types import Params
 from reptile_jax.nn import layers
@@ -51,8 +57,8 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., features]`, normalised over all axes but the last."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         return layers.batch_norm(x, scale, bias, self.epsilon)
 
 
@@ -70,8 +76,11 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, height, width, channels]` -> `[batch, height / stride, ..., features]`."""
         shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
-        self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape, jnp.float32)
+        self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        if jnp.issubdtype(x.dtype, jnp.floating):  # the wider of the two, as in Flax's layers
+            wide = np.promote_types(x.dtype, kernel.dtype)
+            x, kernel = x.astype(wide), kernel.astype(wide)
         return conv_general_dilated(x, kernel, (self.stride,) * 2, "SAME", dimension_numbers=LAYOUT)
 
 

@@ -9,10 +9,16 @@ import jax.numpy as jnp
 
 from reptile_jax import _checks
 from reptile_jax._types import Batches, Examples, Key
+from reptile_jax.tasks.repeated import repeat
 
 
 def minibatches(
-    key: Key, examples: Examples, *, steps: int, batch_size: int, replace: bool = False
+    key: Key,
+    examples: Examples,
+    *,
+    steps: int,
+    batch_size: int | None = None,
+    replace: bool = False,
 ) -> Batches:
     """Draws the inner loop's mini-batches from one task's support examples.
 
@@ -25,11 +31,11 @@ def minibatches(
       key: consumed.
       examples: a pytree, leaves `[examples, ...]`.
       steps: number of mini-batches, at least 1.
-      batch_size: examples in each, at least 1.
+      batch_size: examples in each, at least 1. None is all of them, without a copy for each step.
       replace: draw every batch independently, without replacement inside the batch.
 
     Returns:
-      The pytree with leaves `[steps, batch_size, ...]`.
+      The pytree with leaves `[steps, batch_size, ...]`; with `batch_size=None`, `Repeated`.
 
     Raises:
       TypeError: for sizes that are not integers.
@@ -37,6 +43,9 @@ def minibatches(
         with `replace` for batches larger than the number of examples.
     """
     num_examples = _checks.check_leading_axis(examples, "examples", "a task's support set")
+    if batch_size is None:
+        _checks.check_key(key)
+        return repeat(jax.tree.map(jnp.asarray, examples), steps)
     order = minibatch_order(key, num_examples, steps=steps, batch_size=batch_size, replace=replace)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], examples)
 
@@ -49,7 +58,9 @@ def minibatch_order(
     Arguments and errors are as in `minibatches`.
     """
     _checks.check_key(key)
-    _checks.check_integers(num_examples=num_examples, steps=steps, batch_size=batch_size)
+    num_examples, steps, batch_size = _checks.check_integers(
+        num_examples=num_examples, steps=steps, batch_size=batch_size
+    )
     if replace and batch_size > num_examples:
         raise ValueError(
             f"a batch of {batch_size} cannot be drawn without repetition from {num_examples} "

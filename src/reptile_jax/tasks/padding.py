@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reptile_jax._checks import check_integers, check_leading_axis
-from reptile_jax._types import ExampleLoss, Examples, LossFn, Params, Task
+from reptile_jax._types import ExampleLoss, Examples, LossFn, Params, Repeated, Task
 
 
 class Masked(NamedTuple):
@@ -98,10 +98,11 @@ def stack_batches(batches: Sequence[Examples], *, batch: int | None = None) -> M
     Raises:
       ValueError: for no mini-batches or examples, different structures, or a `batch` too small.
     """
+    sizes = _integers(batch=batch)
     batches = [_masked(b, ("batch",)) for b in batches]
     if not batches:
         raise ValueError("stack_batches needs at least one mini-batch, got none.")
-    return _stack(batches, ("batch",), (batch,), "mini-batches")
+    return _stack(batches, ("batch",), sizes, "mini-batches")
 
 
 def stack_tasks(
@@ -118,21 +119,22 @@ def stack_tasks(
     nor the inner optimiser's state, and its loss is 0.
 
     Args:
-      tasks: at least one, of the same structure, support `[steps, batch, ...]`, `Masked` or not;
-        NumPy or JAX arrays, outside `jit`.
+      tasks: at least one, of the same structure, support `[steps, batch, ...]`, `Masked` or not, or
+        `Repeated`; NumPy or JAX arrays, outside `jit`.
       steps, batch, query: sizes to pad to; by default the largest of each. Every new size compiles
         a new program: set them to compile only once.
 
     Returns:
       The task, with NumPy leaves: support `[tasks, steps, batch, ...]`, query `[tasks, query, ...]`
-      if there is one, and weights if any task has one; the others weigh 1.
+      if there is one, and weights if any task has one; the others weigh 1. Supports that are all
+      `Repeated`, for equally many steps, stay so; otherwise there is a copy for each step.
 
     Raises:
       TypeError: for what is not a `Task`.
       ValueError: for no tasks or no examples, for tasks that differ in structure, dtypes or in
         shapes beyond these sizes, and for sizes that are too small.
     """
-    tasks = list(tasks)
+    tasks, (steps, batch, query) = list(tasks), _integers(steps=steps, batch=batch, query=query)
     for task in tasks:
         if not isinstance(task, Task):
             raise TypeError(f"stack_tasks takes Task(support, query), got {type(task).__name__}.")
@@ -143,8 +145,7 @@ def stack_tasks(
         problem = "some tasks have a query set and some have none: give one to all."
     if problem:
         raise ValueError(problem)
-    axes = ("steps", "batch")
-    support = _stack([_masked(t.support, axes) for t in tasks], axes, (steps, batch), "supports")
+    support = _stack_supports([task.support for task in tasks], steps, batch)
     queries = None
     if True in has_query:
         axes = ("query",)
@@ -154,6 +155,17 @@ def stack_tasks(
         each = [1.0 if task.weight is None else task.weight for task in tasks]
         weights = np.asarray(each, jnp.result_type(float))
     return Task(support, queries, weights)
+
+
+def _stack_supports(supports: list, steps: int | None, batch: int | None) -> Masked | Repeated:
+    """Supports `[tasks, steps, batch, ...]`; `Repeated` if all are, for equally many steps."""
+    repeated = [s for s in supports if isinstance(s, Repeated)]
+    lengths = {s.steps for s in repeated} | ({steps} - {None})
+    if len(repeated) == len(supports) and len(lengths) == 1:
+        parts = [_masked(s.examples, ("batch",)) for s in repeated]
+        return Repeated(_stack(parts, ("batch",), (batch,), "supports"), repeated[0].steps)
+    axes = ("steps", "batch")
+    return _stack([_masked(s, axes) for s in supports], axes, (steps, batch), "supports")
 
 
 def _masked(examples: Any, axes: tuple[str, ...]) -> Masked:
@@ -168,6 +180,9 @@ def _masked(examples: Any, axes: tuple[str, ...]) -> Masked:
     if problem:
         raise TypeError(problem)
     examples = jax.tree.map(np.asarray, examples)
+    if isinstance(examples, Repeated):
+        copy = lambda leaf, steps=examples.steps: np.broadcast_to(leaf, (steps, *leaf.shape))
+        examples = jax.tree.map(copy, examples.examples)
     sizes = []
     for depth, axis in enumerate(axes):
         inner = jax.tree.map(lambda leaf, d=depth: np.empty(leaf.shape[d:], bool), examples)
@@ -182,9 +197,15 @@ def _masked(examples: Any, axes: tuple[str, ...]) -> Masked:
     return Masked(examples, np.ones(sizes, bool))
 
 
+def _integers(**sizes: int | None) -> tuple[int | None, ...]:
+    """The sizes as Python's integers, or None where they are."""
+    known = {name: size for name, size in sizes.items() if size is not None}
+    integers = dict(zip(known, check_integers(**known), strict=True))
+    return tuple(integers.get(name) for name in sizes)
+
+
 def _stack(parts: list[Masked], axes: tuple[str, ...], sizes: tuple, what: str) -> Masked:
     """Pads every part to the sizes of its axes, the largest where None, and stacks them."""
-    check_integers(**{a: s for a, s in zip(axes, sizes, strict=True) if s is not None})
     found = np.array([part.mask.shape for part in parts]).max(0).tolist()
     full = [least if size is None else size for size, least in zip(sizes, found, strict=True)]
     small = [name for name, size, least in zip(axes, full, found, strict=True) if size < least]

@@ -11,6 +11,7 @@ import numpy as np
 from reptile_jax._checks import check_integers
 from reptile_jax._types import Batch, Key, Task
 from reptile_jax.tasks.minibatches import shuffles
+from reptile_jax.tasks.repeated import repeat
 
 
 @jax.tree_util.register_dataclass
@@ -24,17 +25,19 @@ class Sinusoids:
     points: int = dataclasses.field(metadata={"static": True})
     shots: int = dataclasses.field(metadata={"static": True})
     steps: int = dataclasses.field(metadata={"static": True})
-    batch_size: int = dataclasses.field(metadata={"static": True})
+    batch_size: int | None = dataclasses.field(metadata={"static": True})
 
     def sample(self, key: Key) -> Task:
         """One wave: support `[steps, batch_size, 1]`, and the grid `[points, 1]` as query set.
 
-        Mini-batches are drawn as in `minibatches`. One call makes all of a task's random words: on
-        a CPU the calls, and sorting keys with their indices, cost most of the time.
+        Mini-batches are drawn as in `minibatches`; with `batch_size=None` the support is `Repeated`
+        `[shots, 1]`. One call makes all of a task's random words: on a CPU the calls, and sorting
+        keys with their indices, cost most of the time.
         """
         subset = self.points if self.shots < self.points else 0  # words to choose the subset
-        whole = self.batch_size % self.shots == 0  # a shuffle would only reorder each batch
-        passes = 0 if whole else -(-self.steps * self.batch_size // self.shots)
+        size = self.batch_size or self.shots
+        whole = size % self.shots == 0  # a shuffle would only reorder each batch
+        passes = 0 if whole else -(-self.steps * size // self.shots)
         words = jax.random.bits(key, (2 + subset + passes * self.shots,), jnp.uint32)
         wave_words, subset_words, order_words = jnp.split(words, [2, 2 + subset])
         amplitude, phase = (
@@ -46,11 +49,13 @@ class Sinusoids:
         x = jnp.linspace(*self.inputs, self.points)[:, None]
         wave = Batch(x, amplitude * jnp.sin(x + phase))
         index = shuffles(subset_words[None])[0, : self.shots] if subset else jnp.arange(self.points)
+        if self.batch_size is None:
+            return Task(repeat(jax.tree.map(lambda leaf: leaf[index], wave), self.steps), wave)
         if whole:
-            order = jnp.tile(index, self.steps * (self.batch_size // self.shots))
+            order = jnp.tile(index, self.steps * (size // self.shots))
         else:
             order = index[shuffles(order_words.reshape(passes, self.shots)).reshape(-1)]
-        order = order[: self.steps * self.batch_size].reshape(self.steps, self.batch_size)
+        order = order[: self.steps * size].reshape(self.steps, size)
         return Task(jax.tree.map(lambda leaf: leaf[order], wave), wave)
 
 
@@ -62,7 +67,7 @@ def sinusoids(
     points: int = 50,
     shots: int = 50,
     steps: int = 5,
-    batch_size: int = 10,
+    batch_size: int | None = 10,
 ) -> Sinusoids:
     """The paper's waves a·sin(x + b) (Nichol et al. 2018, section 4).
 
@@ -82,7 +87,9 @@ def sinusoids(
       ValueError: for more shots than points, sizes below 1, or ranges that are not of two finite
         numbers in order.
     """
-    check_integers(points=points, shots=shots, steps=steps, batch_size=batch_size)
+    points, shots, steps = check_integers(points=points, shots=shots, steps=steps)
+    if batch_size is not None:
+        (batch_size,) = check_integers(batch_size=batch_size)
     amplitude, phase, inputs = (
         _range(name, ends)
         for name, ends in {"amplitude": amplitude, "phase": phase, "inputs": inputs}.items()
