@@ -144,7 +144,7 @@ def over_devices(run: Callable[[Any, Any], Tree], mesh: Mesh) -> Callable[[Any, 
     """
     _as_set(mesh)
     # `check_vma` would prove that, but it also sums gradients with respect to what is shared over
-    # the devices, in every inner step, and refuses the loops over zeros that losses may hold.
+    # the devices, in every inner step, and refuses the loops over zeros that losses may contain.
     return jax.shard_map(
         run,
         mesh=mesh,

@@ -37,8 +37,8 @@ class Task(NamedTuple):
     """One task; or a meta-batch of them, every leaf led by `[tasks]` as well.
 
     `query` is whatever the loss accepts as a batch; Reptile itself needs none. `weight` is the
-    task's share in the meta-gradient's weighted mean; without it all tasks count alike, and a task
-    whose weight is not finite and positive counts for nothing.
+    task's share in the weighted mean of the meta-gradient, and of the scores in `evaluate`. Without
+    it all tasks count alike; a task whose weight is not finite and positive counts for nothing.
     """
 
     support: Batches  # [steps, batch, ...], or `Repeated` [batch, ...]
