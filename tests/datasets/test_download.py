@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import os
 import threading
 import time
 
@@ -10,6 +11,7 @@ import pytest
 
 from reptile_jax.datasets import download, download_omniglot
 from reptile_jax.datasets.download import download_file
+from tests.attacks import cheap, no_hang, special_files
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
 OTHER = CONTENT[::-1]
@@ -27,6 +29,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body, start = step.get("body", CONTENT), 0
         if step.get("status"):
             return self.send_error(step["status"])
+        if step.get("to"):
+            self.send_response(302)
+            self.send_header("Location", step["to"])
+            return self.end_headers()
+        if step.get("header each"):
+            return self.drip(b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 80, step["header each"])
         if wanted and server.ranges:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
             if start >= len(body):
@@ -36,12 +44,37 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(len(body) - start))
+        if length := step.get("length", str(len(body) - start)):
+            self.send_header("Content-Length", length)
         self.end_headers()
+        if step.get("each"):
+            return self.drip(body, step["each"])
+        if step.get("endless"):
+            return self.pour(body)
         self.wfile.write(body[start : step.get("until", len(body))])
         self.wfile.flush()
         if step.get("stall"):
             server.released.wait(10)
+        return None
+
+    def drip(self, body, pause):
+        """A byte now and then."""
+        for byte in body:
+            if self.server.released.wait(pause):
+                return
+            self.send(bytes([byte]))
+
+    def pour(self, body):
+        while self.send(body) and not self.server.released.is_set():
+            self.server.poured += len(body)
+
+    def send(self, data):
+        try:
+            self.wfile.write(data)
+            self.wfile.flush()
+        except OSError:  # nobody listens any more
+            return False
+        return True
 
     def log_message(self, *args):
         del args
@@ -52,7 +85,7 @@ def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.script, server.requests, server.ranges = [{}], [], True
-    server.released = threading.Event()
+    server.released, server.poured = threading.Event(), 0
     server.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -171,6 +204,89 @@ def test_attempts_are_bounded_and_the_pause_doubles(server, tmp_path, monkeypatc
         fetch(server, tmp_path / "file.zip", attempts=4, pause=0.5)
     assert len(server.requests) == 4
     assert pauses == [0.5, 1.0, 2.0]
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("step", [{"endless": True, "length": ""}, {"length": "99999999999"}])
+def test_a_body_without_an_end_is_given_up(server, tmp_path, monkeypatch, step):
+    monkeypatch.setattr(download, "_LARGEST", 1_000_000)
+    server.script = [step]
+    with cheap(), pytest.raises(ConnectionError, match=r"file\.zip has more than 1,000,000 bytes"):
+        fetch(server, tmp_path / "file.zip")
+    assert len(server.requests) == 1
+    assert all(path.stat().st_size <= 1_000_000 for path in tmp_path.iterdir())
+    assert server.poured < 20_000_000
+    server.script = [{}]
+    monkeypatch.undo()
+    monkeypatch.setenv("no_proxy", "*")
+    assert fetch(server, tmp_path / "file.zip").read_bytes() == CONTENT  # nothing is in its way
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("step", [{"each": 0.05}, {"header each": 0.05}])
+def test_a_byte_now_and_then_ends(server, tmp_path, monkeypatch, step):
+    monkeypatch.setattr(download, "_LONGEST", 0.4)
+    server.script = [step]
+    begin = time.perf_counter()
+    with no_hang(), pytest.raises(ConnectionError, match=r"more than 0\.4 s; run it again"):
+        fetch(server, tmp_path / "file.zip")
+    assert time.perf_counter() - begin < 3
+    assert len(server.requests) == 1
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "to", ["http://example.org/file.zip", "ftp://example.org/file.zip", "http://127.0.0.1@b.org/"]
+)
+def test_a_server_does_not_send_on_to_where_others_can_change_the_file(server, tmp_path, to):
+    server.script = [{"to": to}]
+    with no_hang(), pytest.raises(ConnectionError, match=r"sends on to .*\.org/.* not https"):
+        fetch(server, tmp_path / "file.zip")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.attack
+def test_a_server_may_send_on_to_this_machine_and_to_no_file_of_it(server, tmp_path):
+    server.script = [{"to": f"{server.url}/elsewhere"}, {}]
+    assert fetch(server, tmp_path / "file.zip").read_bytes() == CONTENT
+    server.script = [{"to": "file:///etc/passwd"}]
+    server.requests.clear()
+    with pytest.raises(ConnectionError, match=r"not (allowed|https)"):
+        fetch(server, tmp_path / "other.zip")
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("length", ["many", "-5", "1e9", "9" * 5000, "²"])
+def test_a_length_that_is_no_number_names_the_file(server, tmp_path, length):
+    server.script = [{"length": length}]
+    with no_hang(), pytest.raises(ConnectionError, match=r"says that file\.zip has '.* no number"):
+        fetch(server, tmp_path / "file.zip")
+
+
+@pytest.mark.attack
+def test_what_is_in_the_place_of_a_download_is_a_regular_file(server, tmp_path):
+    (tmp_path / "others").mkdir()
+    pipe, *links = special_files(tmp_path / "others", "")
+    for path, name in [*((path, "file.zip") for path in (pipe, *links)), (pipe, "file.zip.part")]:
+        path.rename(tmp_path / name)
+        with no_hang(), pytest.raises(OSError, match=rf"{name} is (a|empty)"):
+            fetch(server, tmp_path / "file.zip")
+        (tmp_path / name).rename(path)
+    (tmp_path / "file.zip").touch()
+    os.truncate(tmp_path / "file.zip", 2**40)
+    with pytest.raises(OSError, match=r"file\.zip has 1,099,511,627,776 bytes, expected at most"):
+        fetch(server, tmp_path / "file.zip")
+    (tmp_path / "file.zip").rename(tmp_path / "file.zip.part")
+    assert fetch(server, tmp_path / "file.zip").read_bytes() == CONTENT
+
+
+@pytest.mark.attack
+def test_a_link_in_the_place_of_a_download_is_not_written_through(server, tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"mine")
+    (tmp_path / "file.zip.part").symlink_to(mine)
+    assert fetch(server, tmp_path / "file.zip").read_bytes() == CONTENT
+    assert mine.read_bytes() == b"mine"
 
 
 def test_bad_arguments(server, tmp_path):

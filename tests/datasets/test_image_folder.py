@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from reptile_jax.datasets import (
     class_folders,
-    image_files,
     load_image_folder,
     read_images,
     split_classes,
 )
-from reptile_jax.datasets.image_folder import summary_of
+from reptile_jax.datasets.folders import summary_of
 from tests.image_files import class_images, noise, saved
 
 
@@ -191,48 +190,6 @@ def test_class_folders_are_sorted_and_without_clutter(animals):
     assert folders["none"] == []
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*list\.csv"):
         class_folders(animals / "list.csv")
-
-
-def test_image_files_are_found_at_any_depth_and_sorted_by_path(tmp_path):
-    folder = tmp_path / ".above" / "queries"  # what is hidden above the folder does not matter
-    found = ["a/z.png", "a/deep/er/b.TIFF", "a-b/c.png", "b.png"]
-    others = [".hidden.png", ".git/a.png", "a/.deep/c.png", "a/notes.txt", "png"]
-    for name in [*found, *others]:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"")
-    (folder / "folder.png").mkdir()
-    # By the path's parts: as text, "a-b/" comes before "a/".
-    expected = ["a/deep/er/b.TIFF", "a/z.png", "a-b/c.png", "b.png"]
-    assert image_files(folder) == [folder / name for name in expected]
-    assert image_files(str(folder)) == image_files(folder)
-
-
-def test_one_file_is_taken_for_an_image(tmp_path):
-    path = saved(noise(4, 4), tmp_path / "photo.png")
-    assert image_files(path) == image_files(str(path)) == [path]
-
-
-def test_links_to_folders_are_followed_and_end(tmp_path):
-    for name in ("here/a.png", "there/b.png"):
-        saved(noise(4, 4), tmp_path / name)
-    (tmp_path / "here" / "link").symlink_to(tmp_path / "there")
-    (tmp_path / "there" / "up").symlink_to(tmp_path / "here")
-    (tmp_path / "there" / "itself").symlink_to(tmp_path / "there")
-    names = [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path / "here")]
-    assert names == ["here/a.png", "here/link/b.png"]
-    names = [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)]
-    assert names == ["here/a.png", "there/b.png"]  # under their own names
-
-
-def test_image_files_says_what_is_missing(tmp_path):
-    (tmp_path / "notes.txt").write_bytes(b"")
-    left_out = r"1 file left out: 1 \.txt; such as notes\.txt"
-    with pytest.raises(
-        ValueError, match=rf"there are no images in .*, nor in deeper .*; {left_out}"
-    ):
-        image_files(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*none"):
-        image_files(tmp_path / "none")
 
 
 def test_split_classes_by_the_stated_rule():

@@ -5,15 +5,19 @@ import os
 import struct
 import subprocess
 import sys
+import time
+import warnings
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, features
+from PIL import Image, ImageOps, features
 
 from reptile_jax.datasets import read_images
 from reptile_jax.datasets.images import decode, endings, listed
+from tests.attacks import cheap, no_hang, png, png_chunk, special_files, tiff
 from tests.image_files import encoded, encoded_array, noise, saved
 from tests.nonsense import answered, damaged, fuzz
 
@@ -109,13 +113,182 @@ def test_every_still_image_that_pillow_itself_decodes_has_its_ending(tmp_path):
         np.testing.assert_allclose(read_images([path], size=8)[0], array, atol=1)
 
 
-def test_no_other_program_is_run_for_a_file_whatever_its_name(tmp_path, monkeypatch):
-    """An EPS file is a program for Ghostscript."""
-    path = tmp_path / "a.png"
-    Image.fromarray(noise(4, 4, 3)).save(path, "EPS")
-    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program runs"))
+def eps():
+    """A program for Ghostscript."""
+    file = io.BytesIO()
+    Image.fromarray(noise(4, 4, 3)).save(file, "EPS")
+    return file.getvalue()
+
+
+def iptc(content):
+    """A file around another of any format."""
+    fields = {
+        (3, 60): b"\1\0",
+        (3, 20): b"\0\4",
+        (3, 30): b"\0\4",
+        (3, 120): b"\5",
+        (8, 10): content,
+    }
+    head = lambda kind, data: b"\x1c" + bytes(kind) + struct.pack(">H", len(data))
+    return b"".join(head(kind, data) + data for kind, data in fields.items())
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("content", [eps(), iptc(eps())], ids=["eps", "in iptc"])
+@pytest.mark.parametrize("name", ["a.png", "a.iim", "a.eps"])
+def test_no_other_program_is_run_for_a_file_whatever_its_name(tmp_path, monkeypatch, content, name):
+    path = tmp_path / name
+    path.write_bytes(content)
+    run = lambda *_, **__: pytest.fail("a program runs")
+    monkeypatch.setattr(subprocess, "check_call", run)
     with pytest.raises(ValueError, match="does not recognise it as an image"):
         read_images([path], size=4)
+
+
+@pytest.mark.attack
+def test_pipes_devices_and_endless_files_are_refused_before_they_are_opened(tmp_path):
+    paths = special_files(tmp_path, ".png")
+    whole = f"cannot read {'the image' if len(paths) == 1 else f'{len(paths)} of'} .*pipe"
+    with no_hang(), pytest.raises(ValueError, match=rf"{whole}\.png is a named pipe: give a reg"):
+        read_images(paths, size=4)
+    for path in paths[1:]:
+        with no_hang(), pytest.raises(ValueError, match=r"is a device|is empty: give the whole"):
+            read_images([path], size=4)
+
+
+@pytest.mark.attack
+def test_a_file_too_large_for_a_picture_is_refused_before_it_is_opened(tmp_path):
+    path = tmp_path / "a.webp"
+    path.write_bytes(b"RIFF\xff\xff\xff\x7fWEBPVP8 ")
+    os.truncate(path, 10 * 2**30)  # which takes no room on the disk
+    with cheap(), pytest.raises(ValueError, match=r"has 10,737,418,240 bytes, expected at most 67"):
+        read_images([path], size=4)
+
+
+def jpeg(width, height, **options):
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def many_scans():
+    """A progressive JPEG file of 149 kB, which would take 23 s."""
+    data = jpeg(4000, 3000, progressive=True)
+    return data[:-2] + data[data.rfind(b"\xff\xda") : -2] * 3000 + data[-2:]
+
+
+def much_exif():
+    """A JPEG file whose EXIF data, of 60 MB, takes 17 s to join."""
+    part = b"Exif\0\0" + bytes(65_000)
+    part = b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part
+    data = jpeg(8, 8)
+    return data[:2] + part * 900 + data[2:]
+
+
+def many_tags():
+    """60,000 tags, each of which says that its data are most of the file."""
+    return tiff([(number, 1, 4_000_000, 0) for number in range(1000, 61_000)], bytes(4_000_000))
+
+
+def large_tile():
+    """A picture of 8 x 8 pixels in a tile of 900 million."""
+    data = zlib.compress(bytes(10_000_000))
+    tags = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 322: 30_000, 323: 30_000, 325: len(data)}
+    tags[324] = 8 + 2 + 12 * 9 + 4
+    return tiff([(number, 4, 1, value) for number, value in tags.items()], data)
+
+
+def one_strip():
+    """Pixels of four numbers of 16 bits, all in one strip, which libtiff decodes at once."""
+    data = zlib.compress(bytes(8000 * 600 * 8))
+    tags = {256: 8000, 257: 6000, 258: 16, 259: 8, 262: 1, 278: 6000, 279: len(data)}
+    tags[273] = 8 + 2 + 12 * 8 + 4
+    return tiff([(number, 4, 1, value) for number, value in tags.items()], data)
+
+
+def icon(content):
+    head = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(content), 22)
+    return head + content
+
+
+def dds(side):
+    """Pixels that Pillow decodes in Python, a microsecond each; the last rows lack."""
+    masks = struct.pack("<II4sIIIII", 32, 0x40, b"", 24, 0xFF0000, 0xFF00, 0xFF, 0)
+    head = struct.pack("<4sIIII56x", b"DDS ", 124, 0x1007, side, side)
+    return head + masks + bytes(20) + bytes(side * (side - 10) * 3)
+
+
+MANY_TEXTS = [png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2**20)))] * 70
+BOMBS = {
+    "a png of 177 million pixels": (
+        lambda: png(13_300, 13_300, color=0),
+        "more than 51,000,000 pixels",
+    ),
+    "a png of 48 million that is cut": (lambda: png(8000, 6000, lacks=9000), "truncated"),
+    "with transparency": (lambda: png(8000, 6000, lacks=9000, color=6), "truncated"),
+    "texts in a png": (lambda: png(8, 8, extra=b"".join(MANY_TEXTS)), "text chunks"),
+    "a png in an icon": (lambda: icon(png(13_300, 13_300, color=0)), "more than 51,000,000 pixels"),
+    "scans": (many_scans, "3010 scans and EXIF parts, expected at most 60"),
+    "EXIF data": (much_exif, "90[01] scans and EXIF parts"),
+    "a progressive jpeg": (
+        lambda: jpeg(8000, 6000, progressive=True),
+        "it has 48,000,000 pixels, expected at most 24,000,000 of its kind: scale it down",
+    ),
+    "tags": (many_tags, "does not recognise"),
+    "a tile": (large_tile, "900,000,000 pixels"),
+    "a strip": (one_strip, "48,000,000 pixels, expected at most 24,000,000"),
+    "pixels in Python": (lambda: dds(4000), "16,000,000 pixels, expected at most 1,000,000"),
+    "few of them": (lambda: dds(990), "not enough image data"),
+    "numbers as text": (lambda: b"P2\n4000 4000\n255\n" + b"1 " * 900_000, "at most 1,000,000 "),
+}
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_picture_is_refused_by_the_sizes_that_it_declares(tmp_path, bomb):
+    make, message = BOMBS[bomb]
+    path = tmp_path / "a.png"
+    path.write_bytes(make())
+    with cheap(), pytest.raises(ValueError, match=rf"cannot read the image .*a\.png: .*{message}"):
+        read_images([path], size=8)
+
+
+@pytest.mark.attack
+def test_large_pictures_wait_for_each_other(tmp_path, monkeypatch):
+    """Each of them takes two fifths of the memory: two at a time, however many processors."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    now, most, transpose = [], [], ImageOps.exif_transpose
+
+    def slow(*arguments, **options):
+        now.append(1)
+        time.sleep(0.05)
+        most.append(len(now))
+        transpose(*arguments, **options)
+        now.pop()
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", slow)
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for path in paths:
+        path.write_bytes(png(5000, 4000, color=0))
+    read_images(paths, size=8)
+    assert max(most) == 2
+
+
+def test_reading_leaves_the_limit_of_pillow_and_the_filters_of_warnings(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)
+    filters = list(warnings.filters)
+    path = saved(noise(4, 4, 3), tmp_path / "a.png")
+    assert read_images([path], size=4).shape == (1, 4, 4, 3)
+    assert Image.MAX_IMAGE_PIXELS == 7
+    assert warnings.filters == filters
+
+
+def test_large_photographs_are_read(tmp_path):
+    """Of 50 million pixels, as telephones take them, and progressive of 24 million."""
+    (tmp_path / "a.jpg").write_bytes(jpeg(8160, 6120))
+    (tmp_path / "b.jpg").write_bytes(jpeg(6000, 4000, progressive=True))
+    images = read_images([tmp_path / "a.jpg", tmp_path / "b.jpg"], size=4, resample="nearest")
+    assert not images.any()
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from reptile_jax.datasets import load_mini_imagenet, mini_imagenet
+from tests.attacks import cheap, no_hang, special_files
 from tests.image_files import class_images, encoded, noise, saved
 from tests.nonsense import answered, damaged, fuzz
 
@@ -349,3 +350,34 @@ def test_a_table_of_anything(tmp_path):
             assert load_small_mini_imagenet(tmp_path).validation.images.shape == (4, 3, 3, 3)
 
     check()
+
+
+TABLES = {
+    "endless": (b"filename,label\n", "has 1,099,511,627,776 bytes, expected at most 4,194,304"),
+    "rows": (b"filename,label\n" + b"ab,c\n" * 800_000, "has 1 classes, expected 2"),
+    "columns": (b"aa," * 1_390_000, "must have the columns .* and 1,389,99. more"),
+    "a field": (b"filename,label\n" + b"a" * 4_000_000, "field larger than field limit"),
+}
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_table_takes_little_before_it_is_refused(tmp_path, kind):
+    data, message = TABLES[kind]
+    for split in SPLITS:
+        (tmp_path / f"{split}.csv").write_bytes(data)
+        if kind == "endless":
+            os.truncate(tmp_path / f"{split}.csv", 2**40)
+    with cheap(), pytest.raises((ValueError, OSError), match=message):
+        load_small_mini_imagenet(tmp_path)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("name", ["train.csv", "mini-imagenet-cache-train.pkl"])
+def test_tables_and_pickles_are_regular_files(tmp_path, name):
+    (tmp_path / "others").mkdir()
+    for path in special_files(tmp_path / "others", ""):
+        path.rename(tmp_path / name)
+        with no_hang(), pytest.raises(OSError, match=rf"{name} is (a named pipe|a device|empty)"):
+            load_small_mini_imagenet(tmp_path)
+        (tmp_path / name).unlink()

@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import struct
 import sys
 import time
 import zipfile
@@ -15,6 +16,7 @@ from PIL import Image
 
 from reptile_jax.datasets import load_omniglot
 from reptile_jax.datasets import omniglot as loader
+from tests.attacks import cheap, no_hang, png, special_files
 from tests.image_files import class_images, encoded
 from tests.nonsense import answered, damaged, fuzz
 
@@ -360,13 +362,90 @@ def test_an_archive_of_anything(tmp_path, monkeypatch):
     check()
 
 
-def test_a_member_that_unfolds_into_too_much_is_refused(tmp_path, monkeypatch):
+def lying(archive):
+    """The archive, whose members claim to have 10 bytes."""
+    data = bytearray(archive)
+    for sign, at in ((b"PK\1\2", 24), (b"PK\3\4", 22)):
+        place = data.find(sign)
+        while place >= 0:
+            struct.pack_into("<I", data, place + at, 10)
+            place = data.find(sign, place + 1)
+    return bytes(data)
+
+
+def archive_of(content, how=zipfile.ZIP_DEFLATED):
+    """The smallest set, with `content` as its drawings."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", how, compresslevel=1) as archive:
+        for index in range(4):
+            archive.writestr(f"x/x/character0{index // 2}/1_{index % 2}.png", content)
+    return file.getvalue()
+
+
+def table_of_contents():
+    """100,000 members, which zipfile would keep in 100 MB, or all that fit into its 64."""
+    entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", *[0] * 9, 1, *[0] * 6) + b"a"
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 1, 1, len(entry) * 100_000, 0, 0)
+    return entry * 100_000 + end
+
+
+ARCHIVES = {
+    "zeros": (lambda: archive_of(bytes(200_000_000)), "larger than 65536 bytes"),
+    "zeros that claim to be few": (lambda: lying(archive_of(bytes(200_000_000))), "CRC"),
+    "lzma": (lambda: archive_of(b"", zipfile.ZIP_LZMA), "neither stored nor deflated"),
+    "bzip2": (lambda: archive_of(b"", zipfile.ZIP_BZIP2), "neither stored nor deflated"),
+    "pixels": (lambda: archive_of(png(5000, 5000, color=0)), "25,000,000 pixels, .* 65,536 "),
+    "members": (table_of_contents, "its table of contents has more than 4,194,304 bytes"),
+}
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_an_archive_is_refused_by_what_is_read_of_it(tmp_path, monkeypatch, kind):
+    use_small_omniglot(monkeypatch)
+    make, message = ARCHIVES[kind]
+    (tmp_path / "images_background.zip").write_bytes(make())
+    (tmp_path / "images_evaluation.zip").write_bytes(omniglot_zip("images_evaluation"))
+    with cheap(), pytest.raises(ValueError, match=rf"images_background\.zip.*{message}"):
+        load_omniglot(tmp_path, num_train=2, cache=False)
+
+
+@pytest.mark.attack
+def test_pipes_devices_and_large_files_are_refused_before_they_are_opened(tmp_path, monkeypatch):
+    use_small_omniglot(monkeypatch)
+    (tmp_path / "images_evaluation.zip").write_bytes(omniglot_zip("images_evaluation"))
+    background = tmp_path / "images_background.zip"
+    background.touch()
+    os.truncate(background, 2**40)
+    with pytest.raises(ValueError, match=r"zip has 1,099,511,627,776 bytes, expected at most 67,1"):
+        load_omniglot(tmp_path, num_train=2, cache=False)
+    background.unlink()
+    for path in special_files(tmp_path, ""):
+        path.rename(background)
+        with no_hang(), pytest.raises(ValueError, match=r"is (a named pipe|a device|empty)"):
+            load_omniglot(tmp_path, num_train=2, cache=False)
+        background.unlink()
+    for character in ("character00", "character01"):
+        folder = tmp_path / "images_background" / "x" / character
+        folder.mkdir(parents=True)
+        for name in ("1_0.png", "1_1.png"):
+            os.mkfifo(folder / name)
+    with no_hang(), pytest.raises(ValueError, match=r"damaged at .*1_0\.png.* is a named pipe"):
+        load_omniglot(tmp_path, num_train=2, cache=False)
+
+
+@pytest.mark.attack
+def test_a_pipe_in_the_cache_is_passed_over(tmp_path, monkeypatch, cache):
     use_small_omniglot(monkeypatch)
     for name in loader._CLASSES:
         (tmp_path / f"{name}.zip").write_bytes(omniglot_zip(name))
-    monkeypatch.setattr(loader, "_LARGEST_FILE", 10)
-    with pytest.raises(ValueError, match=r"damaged at .*png.*larger than 10 bytes"):
-        load_omniglot(tmp_path, num_train=2, cache=False)
+    expected = load_omniglot(tmp_path, num_train=2)
+    for path in list(cache.iterdir()):
+        path.unlink()
+        os.mkfifo(path)
+    with no_hang():
+        found = load_omniglot(tmp_path, num_train=2)
+    np.testing.assert_array_equal(found.train.images, expected.train.images)
 
 
 # The real Omniglot.

@@ -2,14 +2,19 @@
 
 import hashlib
 import http.client
+import ipaddress
 import os
 import ssl
+import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+from reptile_jax._files import check_file, open_file
 
 OMNIGLOT_URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 
@@ -19,6 +24,8 @@ _OMNIGLOT_MD5 = {
     "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
 }
 _BLOCK = 1 << 16
+_LARGEST = 2**26  # bytes; the archives have 9.5 and 6.5 MB
+_LONGEST = 1800.0  # seconds for a file, which is 10 kB/s
 # Errors that a later attempt may not meet, unlike a full disk or a wrong address.
 _PASSING = (
     urllib.error.URLError,
@@ -44,7 +51,8 @@ def download_omniglot(
     """Downloads the two official Omniglot archives (9.5 and 6.5 MB) into the folder `out`.
 
     Complete archives that are already there are kept. An interrupted download continues from its
-    `.part` file if the server supports it.
+    `.part` file if the server supports it. No file may have more than 64 MiB or take more than half
+    an hour, and a server may only send on to https, or to this machine.
 
     Args:
       out: created if it does not exist.
@@ -61,7 +69,7 @@ def download_omniglot(
       FileExistsError: if there is a file with another checksum; it stays as it is.
       ConnectionError: if the server refuses or all attempts fail; a partial download is kept.
       ValueError: for bad arguments, or if the checksum is wrong twice; the download is removed.
-      OSError: if the file cannot be written.
+      OSError: if the file cannot be written, or what is in its place is no file of 64 MiB or less.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -141,7 +149,7 @@ def _check_existing(path: Path, md5: str) -> None:
 
 
 def _md5(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open_file(path, _LARGEST) as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
@@ -155,12 +163,15 @@ def _fetch_whole(
     pause: float,
 ) -> None:
     """Connects until `part` is as long as the server says, at most `attempts` times."""
-    cause, reason = None, ""
+    cause, reason, end = None, "", time.monotonic() + _LONGEST
     for attempt in range(attempts):
         if attempt:
             time.sleep(pause * 2 ** (attempt - 1))
         try:
-            return _fetch(url, part, name, report, timeout)
+            return _fetch(url, part, name, report, timeout, end)
+        except _Refused as error:
+            cause, reason = error, str(error)
+            break
         except urllib.error.HTTPError as error:
             with error:  # closes the connection
                 cause, reason = error, f"the server answers {error.code} ({error.reason})"
@@ -176,12 +187,39 @@ def _fetch_whole(
     raise ConnectionError(f"cannot download {url}: {reason}.") from cause
 
 
-def _fetch(url: str, part: Path, name: str, report: Report, timeout: float) -> None:
+class _Refused(Exception):
+    """What a server answers, and no other attempt would mend."""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server to where nobody between can change the file, or to this machine."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str):
+        place = urllib.parse.urlsplit(newurl)
+        if place.scheme != "https" and not _is_here(place.hostname or ""):
+            fp.close()
+            raise _Refused(f"the server sends on to {newurl[:200]}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _fetch(url: str, part: Path, name: str, report: Report, timeout: float, end: float) -> None:
     """One connection: appends to `part` if the server can resume, else starts over."""
+    if part.is_symlink():
+        part.unlink()  # what it leads to is not this download's to write
+    if part.exists() and not part.is_file():
+        check_file(part, _LARGEST)  # which refuses it
     have = part.stat().st_size if part.exists() else 0
+    have = have if have <= _LARGEST else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(request, timeout=timeout)
+        response = _opened(request, timeout, end)
     except urllib.error.HTTPError as error:
         if have and error.code == 416:  # nothing follows: `part` is complete, or of another file
             error.close()
@@ -190,13 +228,60 @@ def _fetch(url: str, part: Path, name: str, report: Report, timeout: float) -> N
     with response:
         # The checksum finds a 206 that starts elsewhere.
         done = have if response.status == 206 else 0
-        length = response.headers.get("Content-Length")
-        total = None if length is None else done + int(length)
+        total = _total(response.headers.get("Content-Length"), done, name)
         with open(part, "ab" if done else "wb") as file:
             report(name, done, total)
-            while block := response.read(_BLOCK):
-                file.write(block)
+            while block := response.read1(_BLOCK):
                 done += len(block)
+                _check_progress(name, done, end)
+                file.write(block)
                 report(name, done, total)
         if total is not None and done < total:
             raise ConnectionError(f"the connection ended after {done} of {total} bytes")
+
+
+def _opened(request: urllib.request.Request, timeout: float, end: float) -> Any:
+    """The response of a server, in a thread that is left alone if it has not come by `end`.
+
+    `timeout` is for a byte, and a server can send the headers one by one.
+    """
+    found: list[Any] = []
+
+    def connect() -> None:
+        try:
+            found.append(urllib.request.build_opener(_Redirects).open(request, timeout=timeout))
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(max(0.0, end - time.monotonic()))
+    answer = found[0] if found else _Refused(_too_long())
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _total(length: str | None, done: int, name: str) -> int | None:
+    """The size of the whole file, of the length that a server says follows."""
+    if length is None:
+        return None
+    if not (length.isascii() and length.isdecimal() and len(length) < 20):
+        raise _Refused(f"the server says that {name} has {length[:40]!r} bytes, which is no number")
+    _check_size(name, done + int(length))
+    return done + int(length)
+
+
+def _check_progress(name: str, done: int, end: float) -> None:
+    _check_size(name, done)
+    if time.monotonic() > end:
+        raise _Refused(_too_long())
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > _LARGEST:
+        raise _Refused(f"{name} has more than {_LARGEST:,} bytes there, so it is another file")
+
+
+def _too_long() -> str:
+    return f"it took more than {_LONGEST:g} s; run it again to continue from the partial download"

@@ -1,6 +1,7 @@
 """mini-ImageNet: 100 classes of 600 photographs, from any of the usual files."""
 
 import csv
+import io
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from reptile_jax._checks import check_integers
+from reptile_jax._files import open_file
 from reptile_jax.datasets.image_folder import (
     ClassItems,
     ImageSplits,
@@ -19,6 +21,8 @@ from reptile_jax.datasets.image_folder import (
 )
 from reptile_jax.datasets.images import Resample, check_options, listed, read_images
 from reptile_jax.datasets.pickles import load_arrays
+
+_LARGEST_TABLE = 2**22  # bytes of a CSV file; the official ones have 1.2 MB
 
 # The class split of Ravi & Larochelle (2017), as in the metadata of the paper's released code.
 _CLASSES = {
@@ -111,7 +115,8 @@ def _mini_imagenet_parts(
     if (folder / "train").is_dir():
         return {split: (class_folders(folder / split), paths) for split in splits}
     if (folder / "train.csv").exists():
-        return {split: (_csv_classes(folder, split), paths) for split in splits}
+        listed_paths = lambda names: paths([folder / "images" / name for name in names])
+        return {split: (_csv_classes(folder, split), listed_paths) for split in splits}
     if (folder / "mini-imagenet-cache-train.pkl").exists():
         return {
             split: _pickled_part(folder / f"mini-imagenet-cache-{split}.pkl", size)
@@ -145,25 +150,28 @@ def _mini_imagenet_parts(
     }
 
 
-def _csv_classes(folder: Path, split: str) -> dict[str, list[Path]]:
-    """Label → image files in the order of the CSV file, labels sorted."""
-    classes = defaultdict(list)
+def _csv_classes(folder: Path, split: str) -> dict[str, list[str]]:
+    """Label → names of the image files in the order of the CSV file, labels sorted."""
+    classes, problem = defaultdict(list), None
     path = folder / f"{split}.csv"
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames or (), list(reader)
+        with open_file(path, _LARGEST_TABLE) as file:
+            rows = filter(None, csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline="")))
+            columns = next(rows, [])
+            if {"filename", "label"} <= set(columns):
+                places = columns.index("filename"), columns.index("label")
+                for number, row in enumerate(rows, 1):
+                    name, label = (row[place] if place < len(row) else "" for place in places)
+                    if not name or not label:
+                        problem = f"is damaged: its row {number} lacks a filename or a label"
+                        break
+                    classes[label].append(name)
+            else:
+                problem = f"must have the columns filename and label, it has {listed(columns)}"
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"cannot read {path}: {error}.") from error
-    problem = None
-    if not {"filename", "label"} <= set(columns):
-        problem = f"must have the columns filename and label, it has {list(columns)}"
-    elif bad := [n for n, row in enumerate(rows, 1) if not row["filename"] or not row["label"]]:
-        problem = f"is damaged: its row {bad[0]} lacks a filename or a label"
     if problem:
         raise ValueError(f"{path} {problem}.")
-    for row in rows:
-        classes[row["label"]].append(folder / "images" / row["filename"])
     return dict(sorted(classes.items()))
 
 

@@ -17,12 +17,15 @@ from typing import Literal
 import numpy as np
 
 from reptile_jax._checks import check_integers
+from reptile_jax._files import check_file, open_file
 from reptile_jax.datasets.image_folder import ImageSplits, equal_classes, misfits
 from reptile_jax.datasets.images import check_options, decode
 
 _CLASSES = {"images_background": 964, "images_evaluation": 659}
 _DRAWINGS = 20
-_LARGEST_FILE = 2**20  # bytes; the official drawings have about 200
+# Bytes: the official drawings have about 200, the zip files 9.5 MB, their tables of contents 2 MB.
+_LARGEST_FILE, _LARGEST_ZIP, _LARGEST_TABLE = 2**16, 2**26, 2**22
+_MOST_PIXELS = 2**16  # the official drawings have 105 x 105
 
 
 def load_omniglot(
@@ -149,10 +152,12 @@ def _decode_omniglot(source: Path, size: int) -> tuple[list[str], np.ndarray]:
             members = [
                 path.relative_to(source.parent).as_posix() for path in source.glob("*/*/*.png")
             ]
-            read = lambda member: (source.parent / member).read_bytes()
+            read = partial(_file, source.parent)
         else:
             with _reported_as_damage(source):
-                archive = stack.enter_context(zipfile.ZipFile(source))
+                check_file(source, _LARGEST_ZIP)
+                pieces = stack.enter_context(_Pieces(source))
+                archive = stack.enter_context(zipfile.ZipFile(pieces))
             members, read = archive.namelist(), partial(_member, archive)
         classes = _omniglot_classes(source, members)
         bits = []
@@ -161,7 +166,10 @@ def _decode_omniglot(source: Path, size: int) -> tuple[list[str], np.ndarray]:
                 data = read(member)
             name = f"{member} of {source}"
             # One thread: on files this small Pillow mostly runs Python code, which threads slow.
-            bits.append(decode(io.BytesIO(data), name, size, "grey", "nearest") > 127)
+            drawing = decode(
+                io.BytesIO(data), name, size, "grey", "nearest", most_pixels=_MOST_PIXELS
+            )
+            bits.append(drawing > 127)
     return list(classes), np.packbits(np.stack(bits))
 
 
@@ -176,11 +184,37 @@ def _reported_as_damage(source: Path, place: str = "") -> Iterator[None]:
         raise ValueError(f"{source} is damaged{place}, fetch it again: {error}") from error
 
 
+class _Pieces(io.FileIO):
+    """A file that is read in pieces, so that no more of a zip file is in memory than belongs there.
+
+    zipfile reads its table of contents at once, and makes a hundred times the memory of it.
+    """
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(_LARGEST_TABLE + 1 if size is None or size < 0 else size)
+        if len(data) > _LARGEST_TABLE:
+            raise ValueError(f"its table of contents has more than {_LARGEST_TABLE:,} bytes")
+        return data
+
+
+def _file(folder: Path, name: str) -> bytes:
+    with open_file(folder / name, _LARGEST_FILE) as file:
+        return file.read()
+
+
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A member's contents; a small archive must not unpack to more than the memory."""
-    if archive.getinfo(name).file_size > _LARGEST_FILE:
-        raise ValueError(f"it is larger than {_LARGEST_FILE} bytes")
-    return archive.read(name)
+    """A member's contents: what is read counts, for a member may claim to be smaller than it is."""
+    problem, data, info = None, b"", archive.getinfo(name)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        problem = "it is neither stored nor deflated"  # zipfile unpacks others without a bound
+    else:
+        with archive.open(info) as member:
+            data = member.read(_LARGEST_FILE + 1)
+        if len(data) > _LARGEST_FILE:
+            problem = f"it is larger than {_LARGEST_FILE} bytes"
+    if problem:
+        raise ValueError(problem)
+    return data
 
 
 def _omniglot_classes(source: Path, members: Iterable[str]) -> dict[str, list[str]]:
@@ -227,12 +261,13 @@ def _cache_file(source: Path, size: int) -> Path | None:
 
 def _load_bits(path: Path, classes: int, size: int) -> tuple[list[str], np.ndarray] | None:
     """What `_save_bits` wrote; None if the file does not exist or is damaged."""
+    length = -(-classes * _DRAWINGS * size * size // 8)
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+        most = length + 2**20  # for the names
+        with open_file(path, most) as file, np.load(file, allow_pickle=False) as stored:
             names, bits = stored["names"], stored["bits"]
     except Exception:  # a damaged file raises almost anything; zip members have checksums
         return None
-    length = -(-classes * _DRAWINGS * size * size // 8)
     if names.shape != (classes,) or bits.shape != (length,) or bits.dtype != np.uint8:
         return None
     return names.tolist(), bits

@@ -1,12 +1,15 @@
 """Reads pickles of arrays and plain containers, without trusting them.
 
 A pickle is a program. Here it can only call the constructors of plain containers and the classes
-below. NumPy's own are excluded: `ndarray.__setstate__` trusts the flags of a pickled dtype, so a
-crafted dtype makes it read bytes as pointers to objects.
+below, and `pickle_bounds` bounds what it takes. NumPy's own are excluded: `ndarray.__setstate__`
+trusts the flags of a pickled dtype, so a crafted dtype makes it read bytes as pointers to objects.
 """
 
+import io
+import mmap
 import pickle
 import re
+import struct
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,21 +17,31 @@ from typing import Any
 
 import numpy as np
 
+from reptile_jax._files import open_file
+from reptile_jax.datasets.pickle_bounds import bounded
+
+_LARGEST = 2**33  # bytes; mini-ImageNet has 0.8 GB
+
 
 def load_arrays(path: Path) -> Any:
     """Loads containers, numbers and arrays from a pickle of NumPy 1 or 2 and Python 2 or 3.
 
-    Arrays of numbers or text in dicts, nested or not, become read-only NumPy arrays.
+    Arrays of numbers or text in dicts, nested or not, become read-only NumPy arrays. Large ones are
+    parts of the file until they are copied: do not change it.
 
     Raises:
       OSError: if the file cannot be opened.
       ValueError: for a damaged file, and for one with anything else in it.
     """
-    with open(path, "rb") as file:
+    with open_file(path, _LARGEST) as file:
         try:
-            return _with_arrays(_DataUnpickler(file, encoding="latin1").load())
+            program, views = bounded(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            unpickler = _DataUnpickler(io.BytesIO(program), encoding="latin1", buffers=views)
+            return _with_arrays(unpickler.load(), {})
         except Exception as error:  # a damaged pickle raises almost anything
-            raise ValueError(f"cannot read {path}: {str(error) or type(error).__name__}") from error
+            damaged = isinstance(error, LookupError | struct.error)
+            why = "it is damaged" if damaged else str(error) or type(error).__name__
+            raise ValueError(f"cannot read {path}: {why}") from error
 
 
 class _Dtype:
@@ -65,9 +78,13 @@ def _from_buffer(data: bytes, dtype: _Dtype, shape: tuple, order: str, *_: Any) 
     return made
 
 
-def _with_arrays(content: Any) -> Any:
+def _with_arrays(content: Any, made: dict[int, dict]) -> Any:
+    """`content` with the arrays themselves; `made` has the new dicts by the old ones' identity."""
     if isinstance(content, dict):
-        return {name: _with_arrays(value) for name, value in content.items()}
+        if id(content) not in made:  # else one that occurs twice would be copied twice
+            new = made[id(content)] = {}
+            new.update((name, _with_arrays(value, made)) for name, value in content.items())
+        return made[id(content)]
     return content.array if isinstance(content, _Array) else content
 
 
@@ -88,7 +105,6 @@ class _DataUnpickler(pickle.Unpickler):
         ("builtins", "dict"): dict,
         ("builtins", "set"): set,
         ("builtins", "frozenset"): frozenset,
-        ("builtins", "bytearray"): bytearray,
     }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -99,4 +115,5 @@ class _DataUnpickler(pickle.Unpickler):
                 f"it asks for {module}.{name}, which is not image data; such a file can execute "
                 "any code, so it is refused"
             )
-        return self._ADMITTED[place, name]
+        admitted = self._ADMITTED[place, name]
+        return lambda *arguments: admitted(*arguments)  # a new one, as BUILD changes a function
