@@ -37,3 +37,20 @@ def outside_strict(optimizer: optax.GradientTransformation) -> optax.GradientTra
             return optimizer.update(grads, state, params)
 
     return optax.GradientTransformation(optimizer.init, update)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What `tests/app/test_attack.py` counted, of all processes."""
+    reports = [report for kind in terminalreporter.stats.values() for report in kind]
+    ended = [report for report in reports if getattr(report, "when", None) == "call"]
+    properties = [entry for report in ended for entry in report.user_properties]
+    rows = [counted for name, counted in properties if name == "attack"]
+    if not rows:
+        return
+    sums = {name: sum(row[name] for row in rows) for name in ("resumed", "refused")}
+    terminalreporter.section("damages of a run's files")
+    columns = "{:<28}{:>9}{:>9}{:>9}".format
+    terminalreporter.line(columns("damage", "tried", "resumed", "refused"))
+    for row in (*rows, {"damage": "all", **sums}):
+        figures = row["resumed"], row["refused"]
+        terminalreporter.line(columns(row["damage"], sum(figures), *figures))

@@ -114,6 +114,64 @@ def test_a_learner_that_does_not_donate_can_train_with_an_optimizer_that_keeps_t
     assert int(state.step) == 2
 
 
+# What is wrong with a state is said, before anything is compiled or computed.
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("outer", "policy", "part"),
+    [(optax.adam(0.1), "average", "opt_state"), (optax.sgd(0.1), "average", "inner_opt_state")],
+)
+def test_a_state_of_another_learner_says_so(outer, policy, part):
+    loss_fn = squared_error(MLP((8, 1)).apply)
+    one = rj.meta_learner(rj.reptile(loss_fn, optax.sgd(0.02)), optax.sgd(0.1))
+    inner = optax.sgd(0.02, momentum=0.9)
+    other = rj.meta_learner(rj.reptile(loss_fn, inner), outer, inner_opt_state=policy)
+    message = f"this state is of another learner: its {part} is "
+    with pytest.raises(ValueError, match=message):
+        next(rj.train(other, start(one), sinusoids(), KEY, until=2, meta_batch=2))
+    tasks = jax.vmap(sinusoids().sample)(jax.random.split(KEY, 2))
+    with pytest.raises(ValueError, match=message):
+        other.step(start(one), tasks)
+
+
+@pytest.mark.attack
+def test_a_state_that_is_used_up_says_so(learner, tmp_path):
+    train = lambda state: rj.train(
+        learner, state, sinusoids(), KEY, until=2, meta_batch=3, steps_per_dispatch=2
+    )
+    tasks = jax.vmap(sinusoids().sample)(jax.random.split(KEY, 2))
+    state = start(learner)
+    both = train(state), train(state)
+    next(both[0])
+    loss_fn, params = squared_error(MLP((8, 1)).apply), state.params
+    for use in (
+        lambda: next(both[1]),
+        lambda: train(state),
+        lambda: rj.meta_steps(learner, state, sinusoids(), KEY, num_steps=2, meta_batch=3),
+        lambda: learner.step(state, tasks),
+        lambda: checkpoint.save(tmp_path, state),
+        lambda: rj.evaluate(
+            loss_fn, lambda *_: 0.0, optax.sgd(0.1), params, sinusoids(), KEY, num_tasks=2
+        ),
+    ):
+        with pytest.raises(ValueError, match=r"this state was donated: .* give it a copy, jax"):
+            use()
+
+
+@pytest.mark.attack
+def test_a_state_with_one_array_twice_says_so(learner):
+    state = start(learner)
+    twice = state._replace(inner_opt_state=(state.params, state.inner_opt_state[1]))
+    tasks = jax.vmap(sinusoids().sample)(jax.random.split(KEY, 2))
+    for use in (
+        lambda: rj.train(learner, twice, sinusoids(), KEY, until=2, meta_batch=2),
+        lambda: learner.step(twice, tasks),
+    ):
+        with pytest.raises(ValueError, match=r"one array twice, as params\[.*\] and inner_opt_st"):
+            use()
+
+
 @pytest.mark.parametrize("leaves", [False, True])
 def test_a_distribution_that_is_no_pytree_of_arrays_is_told_how_to_be_one(learner, leaves):
     class Waves:

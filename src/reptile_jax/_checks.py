@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from reptile_jax._devices import AXIS
+from reptile_jax._state_checks import check_own, check_usable
 from reptile_jax._types import (
     Batches,
     Draws,
@@ -156,10 +157,16 @@ def check_mesh(mesh: Any) -> None:
         )
 
 
-def check_meta_step(state: Any, tasks: Any, *how: Any) -> None:
+def check_meta_step(
+    meta_gradient: Any, meta_optimizer: Any, state: Any, tasks: Any, inner_opt_state: Any, *how: Any
+) -> None:
     """Raises unless these are a state and a meta-batch; `how` is as in `check_policy`."""
-    check_policy(*how)
+    check_policy(inner_opt_state, *how)
     _check_kind(state, MetaState, "the state is what init(params) gives")
+    check_params(state.params)
+    check_own(meta_optimizer, state, "opt_state", "meta-optimiser")
+    if inner_opt_state != "reset":  # else it is left alone
+        check_own(meta_gradient, state, "inner_opt_state", "inner optimiser")
     if isinstance(tasks, Draws):  # `meta_steps` makes and checks them
         return
     _check_kind(tasks, Task, "tasks are a Task(support, query)")
@@ -205,6 +212,7 @@ def check_training(learner: Any, state: Any, distribution: Any, key: Any) -> Non
     check_distribution(distribution)
     _check_kind(learner, MetaLearner, "a learner is made by meta_learner(...)")
     _check_kind(state, MetaState, "the state is what learner.init(params) gives")
+    check_usable(state, donated=True)
 
 
 def check_adaptation(
@@ -215,6 +223,7 @@ def check_adaptation(
     for name, function in functions.items():
         _check_kind(function, Callable, f"{name} is a function")
     check_params(params)
+    check_usable((params, opt_state))
     first = jax.tree.structure(jax.eval_shape(optimizer.init, params))
     if opt_state is not None and jax.tree.structure(opt_state) != first:
         raise ValueError("`opt_state` is not a state of `optimizer` for these `params`.")

@@ -28,9 +28,11 @@ def write_checksums(place: Any) -> None:
 
 
 def has_checksums(place: Any, of: str = "") -> bool:
-    """Whether there are checksums, and among them one of the file `of`, if it is given."""
+    """Whether there are checksums, damaged or not, and among them one of `of`, if it is given."""
     sums = place / _SUMS
-    return sums.exists() and (not of or of.encode() in sums.read_bytes())
+    if of:
+        return sums.is_file() and of.encode() in sums.read_bytes()
+    return sums.exists()
 
 
 def remove_checksums(place: Any) -> None:
@@ -40,10 +42,9 @@ def remove_checksums(place: Any) -> None:
 
 def check_whole(place: Any) -> None:
     """Raises `Damaged` unless every file that has a checksum is there as it was written."""
-    try:
-        sums = json.loads((place / _SUMS).read_bytes())
-    except ValueError:
-        sums = None
+    sums, path = None, place / _SUMS
+    with contextlib.suppress(ValueError, RecursionError):
+        sums = json.loads(path.read_bytes()) if path.is_file() else None
     if not isinstance(sums, dict):
         sums = {_SUMS: "another"}
     try:
@@ -58,11 +59,14 @@ def check_whole(place: Any) -> None:
 
 
 def _sums(place: Any, under: str = "") -> Iterator[tuple[str, int]]:
-    """The checksum of every file of a checkpoint by its path there."""
+    """The checksum of every file of a checkpoint by its path there.
+
+    There is none of what is no regular file: reading it might never end.
+    """
     for path in sorted(place.iterdir()):
         if path.is_dir():
             yield from _sums(path, f"{under}{path.name}/")
-        elif under or not path.name.startswith(_SUMS):
+        elif path.is_file() and (under or not path.name.startswith(_SUMS)):
             yield under + path.name, _sum(path)
 
 

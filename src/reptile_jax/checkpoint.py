@@ -41,6 +41,7 @@ from reptile_jax._checkpoint_folder import (
     steps,
 )
 from reptile_jax._checksums import Damaged, check_whole, first_line, write_checksums
+from reptile_jax._state_checks import check_usable
 from reptile_jax._types import MetaState
 
 _ARRAYS = "arrays"
@@ -60,11 +61,13 @@ def save(folder: Path | str, state: MetaState) -> None:
       TypeError: for what is not a `MetaState`.
       FileExistsError: if there is a good checkpoint of a later step, or a different one of this, or
         if something else has the name of this.
-      ValueError: if there is one of another model, of this step or a later one; as `check_path`.
+      ValueError: if there is one of another model, of this step or a later one; for a state that
+        was donated; as `check_path`.
       OSError: if it cannot be written; the others stay.
     """
     if not isinstance(state, MetaState):
         raise TypeError(f"save takes a learner's state, got {type(state).__name__}.")
+    check_usable(state)
     check_path(folder)
     if jax.process_index():
         return

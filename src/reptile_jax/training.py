@@ -6,6 +6,7 @@ import jax
 
 from reptile_jax._checks import check_integers, check_training
 from reptile_jax._devices import in_auto_axes, replicate
+from reptile_jax._state_checks import check_usable
 from reptile_jax._types import Draws, Key, MetaInfo, MetaLearner, MetaState, TaskDistribution
 
 
@@ -84,7 +85,8 @@ def train(
     Raises:
       TypeError: for numbers that are not integers, or what is not a learner, state, distribution
         or key.
-      ValueError: for a meta-batch or a number of steps below 1.
+      ValueError: for a meta-batch or a number of steps below 1, and for a state that was donated or
+        is of another learner.
     """
     sizes = {"meta_batch": meta_batch, "steps_per_dispatch": steps_per_dispatch}
     meta_batch, steps_per_dispatch = check_integers(**sizes)
@@ -95,6 +97,7 @@ def train(
 
     # A generator inside, so that checks run at the call and not at the first iteration.
     def dispatches(state: MetaState) -> Iterator[tuple[MetaState, MetaInfo]]:
+        check_usable(state)  # another loop may have begun with it
         step = int(state.step)
         while step < until:
             end = min(until, (step // steps_per_dispatch + 1) * steps_per_dispatch)

@@ -111,3 +111,18 @@ def test_a_second_signal_ends_even_a_process_that_cannot_listen(processes, tmp_p
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)
     assert process.exitcode == 128 + signal.SIGTERM
+
+
+@pytest.mark.attack
+def test_a_second_hang_up_is_of_the_same_closed_terminal(processes, tmp_path):
+    process = processes.Process(target=tiny_run.be_busy, args=(tmp_path,))
+    process.start()
+    wait_for((tmp_path / "busy").exists, process)
+    os.kill(process.pid, signal.SIGHUP)
+    assert wait_for((tmp_path / "asked").exists, process)
+    os.kill(process.pid, signal.SIGHUP)
+    process.join(0.5)
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGTERM

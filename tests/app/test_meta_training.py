@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import signal
 import threading
+from pathlib import Path
 
 import chex
 import jax
@@ -11,12 +12,15 @@ import jax.numpy as jnp
 import pytest
 
 from reptile_jax.app import run_folder, signals
+from reptile_jax.app.json_files import read_json_lines
 from tests.app import tiny_run
 from tests.app.tiny_run import assert_same, at, crash, handlers, steps_of
 from tests.test_checkpoint import files_of_at_most
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
+)
 def test_a_signal_stops_after_the_dispatch_and_the_run_goes_on(whole, folder, number, capsys):
     before = handlers()
     stop = at(14, lambda: signal.raise_signal(number))
@@ -63,6 +67,65 @@ def test_after_a_crash_the_run_is_the_uninterrupted_one(whole, folder, cut):
     tiny_run.train(folder)
     assert_same(whole, folder)
     assert steps_of(folder / "times.jsonl", "to") == [4, 8, 12, 16, 20, 24]
+
+
+def zeroed(content):
+    return bytes(len(content))
+
+
+def without_the_first(content):
+    return content.split(b"\n", 1)[1]
+
+
+def without_the_third(content):
+    lines = content.splitlines(keepends=True)
+    return b"".join([*lines[:2], b"\0" * 40 + b"\n", *lines[3:]])
+
+
+def cut_at_half(content):
+    return content[: len(content) // 2]
+
+
+DAMAGES = [(Path.unlink, "1 to 12"), (lambda _: b"", "1 to 12"), (zeroed, "1 to 12")]
+DAMAGES += [(without_the_first, "1 to 2"), (without_the_third, "5 to 6"), (cut_at_half, "7 to 12")]
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(("damage", "lost"), DAMAGES)
+def test_metrics_that_are_lost_are_said_and_the_run_goes_on(whole, folder, damage, lost, capsys):
+    with pytest.raises(RuntimeError):
+        tiny_run.train(folder, on_metrics=at(14, crash))
+    metrics = folder / "metrics.jsonl"
+    if damage is Path.unlink:
+        metrics.unlink()
+    else:
+        metrics.write_bytes(damage(metrics.read_bytes()))
+    with pytest.raises(RuntimeError):
+        tiny_run.train(folder, on_metrics=at(18, crash))
+    message = f"{metrics} has lost the lines of the meta steps {lost}: they are a gap in it"
+    assert message in capsys.readouterr().err
+    tiny_run.train(folder)
+    assert "lost" not in capsys.readouterr().err  # once is enough
+    chex.assert_trees_all_equal(*(tiny_run.restored(run) for run in (whole, folder)))
+    rows = read_json_lines(metrics)
+    (gap,) = [row for row in rows if "lost" in row]
+    assert gap["lost"] == f"meta steps {lost}"
+    assert gap["step"] == int(lost.split()[-1])
+    assert gap["first_loss"] is None
+    good = [row for row in rows if "lost" not in row]
+    assert good == [row for row in read_json_lines(whole / "metrics.jsonl") if row in good]
+    assert len(good) == 12 - (gap["step"] - int(lost.split()[0]) + 1) // 2
+
+
+@pytest.mark.attack
+def test_times_that_are_damaged_end_no_run(whole, folder):
+    with pytest.raises(RuntimeError):
+        tiny_run.train(folder, on_metrics=at(14, crash))
+    times = folder / "times.jsonl"
+    times.write_bytes(zeroed(times.read_bytes()))
+    tiny_run.train(folder)
+    assert_same(whole, folder)
+    assert steps_of(times, "to") == [16, 20, 24]
 
 
 def test_a_run_that_is_trained_trains_no_more(whole):

@@ -148,9 +148,23 @@ def test_when_one_process_is_killed_the_other_says_so_and_ends(pictures, tmp_pat
     assert run_folder.load_config(run).ways == 2
 
 
+@pytest.mark.attack
+def test_an_index_that_is_given_twice_ends_both_processes_in_a_line(pictures, tmp_path):
+    command = shared_training(pictures, tmp_path / "run")
+    with two_processes(tmp_path, lambda _, coordinator: command(0, coordinator)) as (both, logs):
+        assert [process.wait(BOUND) for process in both] == [1, 1]
+    said = [log.read_text().splitlines() for log in logs]
+    assert sum("two processes have --process-index 0" in lines[-1] for lines in said) == 1
+    assert sum("another process with --process-index 0" in lines[-1] for lines in said) == 1
+    assert not any("Check failure" in line for line in (*said[0], *said[1]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"distributed": True, "process_index": 2, "num_processes": 2}, "got 2 of 2"),
+        ({"distributed": True, "process_index": -1}, "--process-index is 0 to"),
+        ({"distributed": True, "num_processes": 0}, "--num-processes is at least 1, got 0"),
         ({"devices": 0}, "--devices is at least 1, got 0"),
         ({"devices": 9}, "--devices 9, but JAX has 8 here"),
         ({"process_index": 1}, "go with --distributed"),

@@ -10,6 +10,9 @@ import pytest
 from reptile_jax.app import cli, experiments, run_folder
 from reptile_jax.app.config import Config, SinusoidConfig
 from tests.app import small_images, tiny_run
+from tests.test_checkpoint import files_of_at_most
+
+FACTS = {"facts": {"classes": ["é"]}}
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path):
@@ -159,3 +162,25 @@ def test_results_that_cannot_be_kept_are_shown(trained, pictures, monkeypatch, c
     assert "the score: " in shown
     assert "evaluation" in error
     assert "No space left on device" in error
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("out", ["run", None])
+def test_a_creation_that_fails_leaves_nothing_in_the_way(out, monkeypatch):
+    create = lambda: run_folder.create(Path(out) if out else None, "x", SinusoidConfig(), FACTS)
+    with files_of_at_most(100), pytest.raises(OSError, match="File too large") as info:
+        create()
+    folder = Path(out or "runs/x")
+    assert info.value.filename == str(folder / "config.json")
+    assert list(folder.iterdir()) == []
+    made = create()
+    assert run_folder.load_config(made) == SinusoidConfig()
+    run_folder.check_data(made, FACTS)
+
+
+@pytest.mark.attack
+def test_a_run_whose_configuration_was_changed_does_not_go_on(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"meta_steps": 24', '"meta_steps": 25'))
+    with pytest.raises(ValueError, match=r"config\.json is damaged: it is not as it was written"):
+        run_folder.load_config(folder)

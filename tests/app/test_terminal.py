@@ -16,7 +16,7 @@ import termios
 import jax
 import pytest
 
-from reptile_jax.app import presets, runner, terminal
+from reptile_jax.app import cli, presets, runner, terminal
 from reptile_jax.app.config import SinusoidConfig
 
 
@@ -30,6 +30,51 @@ def test_names_of_files_are_printed_as_they_are(capsys):
 def test_words_between_colons_are_printed_as_they_are(capsys):
     terminal.say("runs/day:a:1")
     assert capsys.readouterr().out == "runs/day:a:1\n"
+
+
+CONTROLS = "a\x1b[2J\x07b\r\nc\x9b1md\u202ee\u2028f\udcff"
+HARMLESS = r"a\x1b[2J\x07b\r\nc\x9b1md\u202ee\u2028f\udcff"
+
+
+@pytest.mark.attack
+def test_control_characters_are_shown_and_do_nothing(capsys):
+    terminal.say(CONTROLS)
+    terminal.fail(CONTROLS)
+    terminal.table(CONTROLS, ["name", CONTROLS], [[CONTROLS, "1"]])
+    with terminal.Bar(CONTROLS, total=1, unit="steps") as bar:
+        bar.update(1, CONTROLS)
+    out, error = capsys.readouterr()
+    assert error == f"reptile-jax: {HARMLESS}\n"
+    lines = out.splitlines()
+    assert lines[:2] == [HARMLESS, HARMLESS]
+    assert sum(line.count(HARMLESS) for line in lines) == 6
+    assert all(character.isprintable() for character in "".join(lines))
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("columns", [20, 200])
+def test_a_progress_bar_shows_names_as_they_are(columns):
+    code = f"""
+from reptile_jax.app import terminal
+with terminal.Bar("[b]" + {CONTROLS!r}, total=1, unit="steps") as bar:
+    bar.update(1, {CONTROLS!r})
+with terminal.Downloads() as show:
+    show({CONTROLS!r}, 1, 2)
+"""
+    shown = "".join("".join(in_a_terminal(columns, "-c", code)).split())
+    assert r"\x1b[2J\x07" in shown or columns < 60
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("argv", [["evaluate", CONTROLS[:-1]], [CONTROLS[:-1]]])
+def test_an_error_shows_a_name_as_it_is(argv, capsys):
+    assert cli.main(argv) == 1
+    error = capsys.readouterr().err
+    assert r"\x1b[2J" in error
+    assert error.count("\n") == 1
+    assert error.rstrip("\n").isprintable()
 
 
 def in_a_terminal(columns, *argv):

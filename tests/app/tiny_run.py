@@ -147,4 +147,4 @@ def crash() -> None:
 
 def handlers() -> list:
     """What handles the signals now."""
-    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]

@@ -1,15 +1,19 @@
-"""JSON that a crash leaves readable: files replaced as a whole, and lines added one by one."""
+"""Files that a crash leaves readable: written as a whole, or JSON added line by line."""
 
 import contextlib
+import errno
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+_CHECKSUM = "file checksum"  # with a space, as no field of a configuration
 
 
 def plain(value: Any) -> Any:
@@ -30,68 +34,92 @@ def to_json(value: Any) -> str:
     return json.dumps(plain(value), indent=2, allow_nan=False)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file for people to read, all of it or nothing."""
-    _replace(path, (to_json(value) + "\n").encode())
+def write_json(path: Path, value: Any, *, is_checked: bool = False) -> None:
+    """Writes a JSON file for people to read, all of it or nothing.
+
+    Where it `is_checked`, the value is a dict, and a checksum among its fields tells `read_json`
+    whether it is as it was written.
+    """
+    fields = {**value, _CHECKSUM: _checksum(value)} if is_checked else value
+    write_whole(path, (to_json(fields) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-      OSError: if it cannot be opened.
+      OSError: if it cannot be opened, or is no regular file.
       ValueError: if it is damaged, with its name.
     """
+    check_regular(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        has_sum = isinstance(value, dict) and _CHECKSUM in value
+        changed = has_sum and value.pop(_CHECKSUM) != _checksum(value)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}.") from error
+    if changed:
+        raise ValueError(f"{path} is damaged: it is not as it was written. Put it back.")
+    return value
+
+
+def _checksum(fields: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(plain(fields), sort_keys=True).encode())
 
 
 def append_json_line(path: Path, row: dict[str, Any]) -> None:
     """Adds one line to a file of JSON lines."""
+    check_regular(path)
     line = json.dumps(plain(row), allow_nan=False) + "\n"
     with _naming(path), path.open("ab") as file:
         file.write(line.encode())
 
 
-def keep_json_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Keeps the lines of a file of JSON lines that are `wanted`; a broken last one is dropped.
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of JSON lines that can be read: none, if there is no file."""
+    check_regular(path)
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return [row for row in map(_row, lines) if row is not None]
+
+
+def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes a file of JSON lines, all of it or nothing."""
+    lines = (json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
+    write_whole(path, "".join(lines).encode())
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # of UTF-8 as well
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file: readers, and whoever comes after a crash, find the old one or the new one.
 
     Raises:
-      ValueError: if a line before the last is broken; the file stays as it is.
+      OSError: if it cannot be written, with its name; nothing is left of the new one.
     """
-    *lines, last = path.read_bytes().split(b"\n")
-    if _is_json(last):  # only its end of line is missing
-        lines.append(last)
-    kept = []
-    for number, line in enumerate(lines, 1):
-        if not _is_json(line):
-            raise ValueError(f"line {number} of {path} is not JSON: mend it, or remove it.")
-        try:
-            if wanted(json.loads(line)):
-                kept.append(line + b"\n")
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"line {number} of {path} is of no run: {error!r}.") from error
-    _replace(path, b"".join(kept))
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:  # of UTF-8 as well
-        return False
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Readers, and whoever comes after a crash, find the old file or the new one."""
     new = path.with_name(path.name + ".tmp")
     with _naming(path):
-        with new.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        new.unlink(missing_ok=True)
+        try:
+            with new.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+
+
+def check_regular(path: Path) -> None:
+    """Raises an OSError for a folder, or for what would be waited for: a FIFO, a device."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "this is no regular file", str(path))
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """Meta-training that leaves metrics and checkpoints in a run's folder, and goes on from them."""
 
 import contextlib
-import json
 import signal
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import numpy as np
 import reptile_jax as rj
 from reptile_jax.app import processes, signals, terminal
 from reptile_jax.app.config import Config
-from reptile_jax.app.json_files import append_json_line, keep_json_lines
+from reptile_jax.app.json_files import append_json_line, read_json_lines, write_json_lines
 
 OnMetrics: TypeAlias = Callable[[Path, int, dict[str, Any]], Any]  # (folder, step, metrics)
 
@@ -51,7 +50,9 @@ def meta_train(
         them; the newest checkpoint is good.
     """
     processes.check_told_the_same(config)
-    record = None if folder is None else _Record(folder, int(state.step), on_metrics)
+    record = None
+    if folder is not None:
+        record = _Record(folder, int(state.step), config.steps_per_dispatch, on_metrics)
     failed, stop, stops = 0 if record is None else record.failed, [], False
     loop = rj.train(
         learner,
@@ -95,23 +96,31 @@ def _wait() -> None:
 
 
 class _Record:
-    """What a training leaves in its run's folder."""
+    """What a training leaves in its run's folder.
 
-    def __init__(self, folder: Path, first_step: int, on_metrics: OnMetrics | None):
+    It goes on with what the run wrote up to the step that it goes on from. Of lines that are lost,
+    the files and a message say so: no state depends on them.
+    """
+
+    def __init__(self, folder: Path, first_step: int, dispatch: int, on_metrics: OnMetrics | None):
         self._folder, self._first_step, self._on_metrics = folder, first_step, on_metrics
         self._started = time.monotonic()
         self._metrics, self._times = folder / "metrics.jsonl", folder / "times.jsonl"
         self.saved = first_step
-        # Drops what the run wrote after the checkpoint that it goes on from.
-        for path, field in ((self._metrics, "step"), (self._times, "to")):
-            if path.exists():
-                keep_json_lines(path, lambda row, field=field: row[field] <= first_step)
-
-    @property
-    def failed(self) -> int:
-        """How many meta steps in a row had no finite task before this training."""
-        lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
-        return json.loads(lines[-1]).get("failed_in_a_row", 0) if lines else 0
+        rows, lost = _with_gaps(_read(self._metrics, "step", first_step), first_step, dispatch)
+        for start, end in lost:
+            terminal.fail(
+                f"{self._metrics} has lost the lines of the meta steps {start} to {end}: they are "
+                "a gap in it, and in the learning curve"
+            )
+        # How many meta steps in a row had no finite task before this training.
+        self.failed = rows[-1]["failed_in_a_row"] if rows else 0
+        for path, kept in (
+            (self._metrics, rows),
+            (self._times, _read(self._times, "to", first_step)),
+        ):
+            if kept or path.exists():
+                write_json_lines(path, kept)
 
     def add(self, step: int, row: dict[str, Any]) -> None:
         """Adds a dispatch's line of metrics."""
@@ -132,6 +141,48 @@ class _Record:
         seconds = round(time.monotonic() - self._started, 1)
         append_json_line(self._times, {"from": self._first_step, "to": step, "seconds": seconds})
         self.saved = step
+
+
+_FIGURES = ("first_loss", "last_loss", "gradient_norm")
+
+
+def _read(path: Path, field: str, last: int) -> list[dict[str, Any]]:
+    """The lines of a run's file that are whole, whose steps, in `field`, ascend up to `last`."""
+    rows, before = [], 0
+    for row in read_json_lines(path):
+        step, failed = row.get(field), row.get("failed_in_a_row", 0)
+        figures = [row.get(name) for name in _FIGURES]
+        is_whole = isinstance(failed, int) and failed >= 0
+        is_whole &= all(isinstance(figure, int | float | None) for figure in figures)
+        if is_whole and isinstance(step, int) and before < step <= last:
+            rows.append(row)
+            before = step
+    return rows
+
+
+def _with_gaps(
+    rows: list[dict[str, Any]], last: int, dispatch: int
+) -> tuple[list[dict[str, Any]], list[tuple[int, int]]]:
+    """Metrics up to the step `last`, with a line without figures for those that are missing.
+
+    Returns:
+      The lines, and the first and the last meta step of each gap.
+    """
+    filled, gaps, before = [], [], 0
+    for row in [*rows, None]:
+        if row is None:
+            end = last
+        else:  # a line is of the meta steps since a multiple of `dispatch`, or a gap's
+            end = before if "lost" in row else (row["step"] - 1) // dispatch * dispatch
+        if end > before:
+            gaps.append((before + 1, end))
+            empty = dict.fromkeys((*_FIGURES, "tasks_left_out"))
+            told = {"failed_in_a_row": 0, "lost": f"meta steps {before + 1} to {end}"}
+            filled.append({"step": end, **empty, **told})
+        if row is not None:
+            filled.append(row)
+            before = row["step"]
+    return filled, gaps
 
 
 def _failed_in_a_row(infos: rj.MetaInfo, failed: int) -> tuple[int, int]:

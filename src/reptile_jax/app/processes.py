@@ -8,9 +8,7 @@ else has to know how many processes there are.
 import contextlib
 import dataclasses
 import hashlib
-import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 import reptile_jax as rj
-from reptile_jax.app import signals, terminal
+from reptile_jax.app import roll_call, signals, terminal
 
 _SILENCE = 30  # seconds after which a process that is not heard of is taken for dead
 _GOODBYE = 60  # seconds that the first to finish waits for the others
@@ -54,6 +52,11 @@ class Sharing:
         host, _, port = (self.coordinator or "").rpartition(":")
         if self.coordinator is not None and not (host and port.isdigit() and int(port) < 2**16):
             return f"--coordinator is HOST:PORT, got {self.coordinator!r}."
+        number, index = self.num_processes, self.process_index
+        if number is not None and number < 1:
+            return f"--num-processes is at least 1, got {number}."
+        if index is not None and not 0 <= index < (number or 2**31):
+            return f"--process-index is 0 to --num-processes less 1, got {index} of {number}."
         return None
 
 
@@ -86,6 +89,7 @@ def joined(
             yield mesh, own
     except signals.Interrupted as stop:
         if stop.together:
+            jax.distributed.shutdown()
             raise
         _leave(128 + stop.signum, str(stop))
     except Exception as error:
@@ -94,9 +98,7 @@ def joined(
 
 def _leave(status: int, message: str) -> NoReturn:
     terminal.fail(f"process {jax.process_index()}: {message}")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    signals.leave(status)
 
 
 def _explained(error: Exception) -> str:
@@ -143,23 +145,27 @@ def _start(sharing: Sharing) -> None:
             jax.config.update("jax_num_cpu_devices", sharing.devices)
     if not sharing.distributed:
         return
-    given = None not in sharing.where
     # SIGTERM is to end a process, or to be handled here.
     jax.config.update("jax_enable_preemption_service", False)
     terminal.say(f"waiting for the other processes, {_START} s at most")
-    host = (sharing.coordinator or "").rpartition(":")[0]
-    loopback = host in ("localhost", "127.0.0.1", "[::1]")
+    coordinator, number, index = sharing.where
+    hint = " Give --coordinator HOST:PORT, --num-processes, --process-index."
+    detect, bound = None, None
     try:
+        if coordinator is not None and number is not None and index is not None:
+            hint, detect = "", "deactivate"
+            roll_call.hold(coordinator, number, index, _START)
+            is_local = roll_call.is_loopback(coordinator.rpartition(":")[0])
+            bound = coordinator if is_local else None
         jax.distributed.initialize(
             *sharing.where,
-            cluster_detection_method="deactivate" if given else None,
-            coordinator_bind_address=sharing.coordinator if loopback else None,
+            cluster_detection_method=detect,
+            coordinator_bind_address=bound,
             initialization_timeout=_START,
             heartbeat_timeout_seconds=_SILENCE,
             shutdown_timeout_seconds=_GOODBYE,
         )
     except (ValueError, RuntimeError) as error:
-        hint = "" if given else " Give --coordinator HOST:PORT, --num-processes, --process-index."
         raise ValueError(f"the processes cannot be joined: {error}{hint}") from error
     if jax.process_index():
         terminal.be_quiet()

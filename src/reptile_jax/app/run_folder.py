@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -16,7 +17,7 @@ import reptile_jax as rj
 from reptile_jax.app import signals, terminal
 from reptile_jax.app.config import Config
 from reptile_jax.app.experiments import EXPERIMENTS
-from reptile_jax.app.json_files import read_json, write_json
+from reptile_jax.app.json_files import check_regular, read_json, write_json
 
 try:
     import fcntl
@@ -38,12 +39,24 @@ def create(out: Path | None, name: str, config: Config, files: Mapping[str, Any]
     check_free(out)
     folder = out or _make_next(Path("runs") / name)
     folder.mkdir(parents=True, exist_ok=True)
-    for file, content in files.items():
-        write_json(folder / f"{file}.json", content)
-    # The last, since with it the folder is that of a run.
-    fields = {"experiment": config.experiment, **dataclasses.asdict(config)}
-    write_json(folder / "config.json", fields)
+    with emptied_on_failure(folder):
+        for file, content in files.items():
+            write_json(folder / f"{file}.json", content, is_checked=isinstance(content, dict))
+        # The last, since with it the folder is that of a run.
+        fields = {"experiment": config.experiment, **dataclasses.asdict(config)}
+        write_json(folder / "config.json", fields, is_checked=True)
     return folder
+
+
+@contextlib.contextmanager
+def emptied_on_failure(folder: Path) -> Iterator[None]:
+    """If making what the folder is for fails, leaves nothing in it: the next try finds it free."""
+    try:
+        yield
+    except BaseException:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
 
 
 def check_free(out: Path | None) -> None:
@@ -168,7 +181,9 @@ def resumable(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Locks the run; the system takes the lock back however the process ends."""
-    with (folder / ".lock").open("ab") as file:
+    path = folder / ".lock"
+    check_regular(path)
+    with path.open("ab") as file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

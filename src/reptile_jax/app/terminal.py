@@ -1,7 +1,12 @@
-"""Progress and tables; the only module that prints."""
+"""Progress and tables; the only module that prints.
+
+What is printed may have names from outside: of files, of classes, in a server's answer. Their
+control characters are shown, escaped, and do nothing.
+"""
 
 import contextlib
 import os
+import re
 import sys
 import textwrap
 import time
@@ -23,6 +28,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 _LINE_EVERY = 10.0  # seconds, where there is no terminal to redraw a bar on
+# What moves the cursor, colours, ends a line, or turns the direction of writing; and the bytes of a
+# file's name that are no text.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class _Console(Console):
@@ -39,15 +47,23 @@ def be_quiet() -> None:
     _console.quiet = True
 
 
-def say(message: str) -> None:
-    """Prints one line as it is."""
+def say(*lines: str) -> None:
+    """Prints lines as they are."""
     with _going_on():
-        _console.print(message, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        for line in lines:
+            shown = _escaped(line)
+            _console.print(shown, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def fail(message: str) -> None:
-    """Prints what went wrong, on standard error."""
-    print(f"reptile-jax: {message}", file=sys.stderr)
+    """Prints what went wrong, on standard error, if that is not closed as well."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"reptile-jax: {_escaped(message)}", file=sys.stderr, flush=True)
+
+
+def _escaped(text: str) -> str:
+    """The text with its control characters as Python writes them: a line that does nothing."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def lost() -> bool:
@@ -77,7 +93,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     Where a terminal is too narrow for it, the table is turned, its rows as columns; where that is
     too wide as well, each row is a paragraph. Lines break between words and figures, not in them.
     """
-    cells = [list(columns), *map(list, rows)]
+    title, cells = _escaped(title), [[*map(_escaped, row)] for row in (columns, *rows)]
     turned = [list(column) for column in zip(*cells, strict=True)]
     # A file or a pipe has no width to fit.
     width = _console.width if _console.is_terminal else max(_width(cells), cell_len(title))
@@ -127,20 +143,24 @@ class Bar:
     """
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0):
-        self._title, self._total, self._unit = title, total, unit
+        self._title, self._total, self._unit = _escaped(title), total, unit
         self._first = done
         self._start = self._last_line = time.monotonic()
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(40 if _console.width > 110 else 8),  # figures come first
             TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
-            TextColumn("{task.fields[note]}", table_column=Column()),  # the first to be wrapped
+            TextColumn(
+                "{task.fields[note]}", markup=False, table_column=Column()
+            ),  # the first to be wrapped
             TimeRemainingColumn(),
             console=_console,
             disable=not _console.is_terminal,
         )
-        self._task = self._progress.add_task(title, total=total, completed=done, unit=unit, note="")
+        self._task = self._progress.add_task(
+            self._title, total=total, completed=done, unit=unit, note=""
+        )
 
     def __enter__(self) -> "Bar":
         self._progress.start()
@@ -149,7 +169,7 @@ class Bar:
     def update(self, done: int, note: str = "") -> None:
         """Shows that `done` of the total are done, and a note such as the loss."""
         now = time.monotonic()
-        rate = (done - self._first) / max(now - self._start, 1e-9)
+        rate, note = (done - self._first) / max(now - self._start, 1e-9), _escaped(note)
         self._progress.update(self._task, completed=done, note=f"{rate:,.1f}/s  {note}")
         if not _console.is_terminal and (
             now - self._last_line > _LINE_EVERY or done == self._total
@@ -171,7 +191,7 @@ class Downloads:
     def __init__(self):
         self._tasks: dict[str, TaskID] = {}
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
@@ -187,7 +207,7 @@ class Downloads:
     def __call__(self, name: str, done: int, total: int | None) -> None:
         """Shows that `done` bytes of `name` are there, of `total` if that is known."""
         if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name)
+            self._tasks[name] = self._progress.add_task(_escaped(name))
         self._progress.update(self._tasks[name], completed=done, total=total)
 
     def __exit__(self, *exception: object) -> None:

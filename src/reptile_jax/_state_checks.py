@@ -1,0 +1,62 @@
+"""Whether a state can be used: by this learner, and still.
+
+A compiled program takes the memory of the state that is donated to it, and can tell neither.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from reptile_jax._types import MetaState
+
+
+def check_own(optimizer: Any, state: MetaState, part: str, what: str) -> None:
+    """Raises a ValueError unless a part of the state is of the optimiser, for its parameters."""
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    given, expected = getattr(state, part), jax.eval_shape(optimizer.init, state.params)
+    if jax.tree.flatten(shapes(given)) != jax.tree.flatten(shapes(expected)):
+        raise ValueError(
+            f"this state is of another learner: its {part} is {shapes(given)!s:.200}, but that of "
+            f"this {what} is {shapes(expected)!s:.200}. Use the learner that made it, or start "
+            "from learner.init(params)."
+        )
+
+
+def jitted(step: Callable, *, donate: bool) -> Callable:
+    """The step of a learner, compiled, with an error in words for a state that is used up."""
+    compiled = jax.jit(step, donate_argnums=0 if donate else ())
+
+    @functools.wraps(compiled)
+    def checked(state, tasks):
+        check_usable(state, donated=donate)
+        return compiled(state, tasks)
+
+    vars(checked).update(lower=compiled.lower, trace=compiled.trace)  # as a jitted function has
+    return checked
+
+
+def check_usable(state: Any, *, donated: bool = False) -> None:
+    """Raises a ValueError for a state that was donated, or that cannot be `donated`."""
+    kinds = [(p, x) for p, x in jax.tree_util.tree_leaves_with_path(state) if _is_array(x)]
+    paths: dict[int, str] = {}
+    copy = "jax.tree.map(jnp.copy, state)"
+    for keys, leaf in kinds:
+        path = jax.tree_util.keystr(keys).removeprefix(".")
+        if leaf.is_deleted():
+            raise ValueError(
+                "this state was donated: what took it, `train`, `meta_steps` or `step`, has used "
+                f"up its memory ({path}). Go on with the state that it gave, or give it a copy, "
+                f"{copy}."
+            )
+        if donated and paths.setdefault(id(leaf), path) != path:
+            raise ValueError(
+                f"this state has one array twice, as {paths[id(leaf)]} and {path}, but its memory "
+                f"can be used up once: give a copy, {copy}."
+            )
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
