@@ -267,7 +267,7 @@ def test_the_state_keeps_its_types_and_nothing_recompiles(name, inner_opt_state)
     for _ in range(3):
         state, info = learner.step(state, tasks)
         assert jax.tree.map(lambda leaf: leaf.aval, state) == types
-    assert learner.step._cache_size() == 1
+    assert learner.step.__wrapped__._cache_size() == 1
     assert traces == (1 if name == "reptile" else 2)
     assert info.losses.shape == (3, 4)
     state, infos = jax.lax.scan(lambda state, _: learner.step(state, tasks), state, length=2)

@@ -15,6 +15,7 @@ import optax.contrib
 
 from reptile_jax._checks import check_task
 from reptile_jax._devices import Mesh, all_reduce, automatic, over_devices, repeat_last
+from reptile_jax._tasks_at_once import by_platform
 from reptile_jax._types import (
     Draws,
     MetaBatch,
@@ -73,7 +74,7 @@ def mean_over_tasks(
       policies: of each inner state. "reset": every task starts at the optimiser's first, or at the
         model's that is given; "average": the next meta step starts at the mean over the tasks;
         "carry": it goes from task to task, which needs `at_once` = 1 and one device.
-      at_once: tasks under one `vmap` on each device; by default one on a CPU, else all.
+      at_once: tasks under one `vmap` on each device; by default the platform's number.
       mesh: divides the tasks over its devices, in order.
     """
     opt_state = None if policies.opt_state == "reset" else state.inner_opt_state
@@ -81,12 +82,15 @@ def mean_over_tasks(
     draws = isinstance(tasks, Draws)
     tasks_or_keys, distribution = (tasks.keys, tasks.distribution) if draws else (tasks, None)
     num_tasks, num_devices = len(jax.tree.leaves(tasks_or_keys)[0]), mesh.size if mesh else 1
-    # On a CPU, batched matrix products over tasks are slower than one task after another.
-    one_by_one = "carry" in policies or jax.default_backend() == "cpu"
     per_device = -(-num_tasks // num_devices)
-    at_once = min(at_once or (1 if one_by_one else per_device), per_device)
-
-    run = functools.partial(_sum_over_tasks, compute, at_once=at_once, policies=policies)
+    # Traced once for all platforms.
+    run_one = jax.jit(functools.partial(_run_one, compute, policies))
+    run = functools.partial(_sum_over_tasks, run_one, policies)
+    if at_once or "carry" in policies:
+        run = functools.partial(run, min(at_once or 1, per_device))
+    else:
+        support = jax.eval_shape(_first_support, tasks_or_keys, distribution)
+        run = by_platform(run, per_device, params, support)
 
     def run_part(shared, part):
         sums, _, report = run(shared, part)
@@ -116,32 +120,42 @@ def _only(chosen: str, policies: Inner, inner: Inner) -> Inner:
     return Inner(*(part if policy == chosen else None for part, policy in parts))
 
 
-def _sum_over_tasks(compute, shared, tasks_and_real, *, at_once: int, policies: Inner):
-    """One device's part: sums, the inner state of its last task, `(losses, finite, aux)`.
+def _first_support(tasks_or_keys, distribution):
+    task = jax.tree.map(lambda leaf: leaf[0], tasks_or_keys)
+    return (task if distribution is None else check_task(distribution.sample(task))).support
+
+
+def _run_one(compute, policies: Inner, shared, inner: Inner, task, is_real):
+    """One task, given or by its key: `(_Part, inner state of the next, (losses, finite, aux))`.
 
     A task that is not real, but fills a chunk or a device, has no weight.
     """
-    params, inner, distribution = shared
-    zero = jnp.zeros((), jnp.result_type(float))  # float64 where that is enabled
+    params, distribution = shared
+    if distribution is not None:
+        task = check_task(distribution.sample(task))
+    stateful = () if inner.model_state is None else (inner.model_state,)
+    result = compute(params, inner.opt_state, task, *stateful)
+    task_weight = 1.0 if task.weight is None else task.weight
+    task_weight = jnp.asarray(task_weight, jnp.result_type(float))  # float64 where enabled
+    finite = _all_finite(result._replace(aux=None)) & jnp.isfinite(task_weight)
+    weight = jnp.where(is_real & finite & (task_weight > 0), task_weight, 0)
+    ended = Inner(None if inner.opt_state is None else result.opt_state, result.model_state)
+    averaged = (_only("average", policies, state) for state in (inner, ended))
+    inner_sum = _weighted(weight, _with_counts_from(*averaged))
+    carried = select(weight > 0, ended, inner)
+    old_and_new = zip(inner, carried, policies, strict=True)
+    after = Inner(*(new if how == "carry" else old for old, new, how in old_and_new))
+    report = (result.losses, finite, result.aux)
+    last = jnp.sum(result.losses.reshape(-1)[-1:]).astype(weight.dtype)
+    part = _Part(_weighted(weight, result.gradient), inner_sum, _weighted(weight, last), weight)
+    return part, after, report
 
-    def run_one(inner, task, is_real):
-        if distribution is not None:
-            task = check_task(distribution.sample(task))
-        stateful = () if inner.model_state is None else (inner.model_state,)
-        result = compute(params, inner.opt_state, task, *stateful)
-        task_weight = jnp.asarray(1.0 if task.weight is None else task.weight, zero.dtype)
-        finite = _all_finite(result._replace(aux=None)) & jnp.isfinite(task_weight)
-        weight = jnp.where(is_real & finite & (task_weight > 0), task_weight, 0)
-        ended = Inner(None if inner.opt_state is None else result.opt_state, result.model_state)
-        averaged = (_only("average", policies, state) for state in (inner, ended))
-        inner_sum = _weighted(weight, _with_counts_from(*averaged))
-        carried = select(weight > 0, ended, inner)
-        old_and_new = zip(inner, carried, policies, strict=True)
-        after = Inner(*(new if how == "carry" else old for old, new, how in old_and_new))
-        report = (result.losses, finite, result.aux)
-        last = jnp.sum(result.losses.reshape(-1)[-1:]).astype(weight.dtype)
-        part = _Part(_weighted(weight, result.gradient), inner_sum, _weighted(weight, last), weight)
-        return part, after, report
+
+def _sum_over_tasks(run_one, policies: Inner, at_once: int, shared, tasks_and_real):
+    """One device's part: sums, the inner state of its last task, `(losses, finite, aux)`."""
+    params, inner, distribution = shared
+    zero = jnp.zeros((), jnp.result_type(float))
+    run_one = functools.partial(run_one, (params, distribution))
 
     def run_chunk(inner, chunk, is_real):
         parts, _, report = jax.vmap(run_one, (None, 0, 0))(inner, chunk, is_real)

@@ -19,6 +19,7 @@ from reptile_jax._devices import (
     repeat_last,
     replicate,
 )
+from reptile_jax._tasks_at_once import by_platform
 from reptile_jax._types import (
     Key,
     LossFn,
@@ -90,7 +91,7 @@ def evaluate(
         `MetaState.inner_opt_state`. By default its first state.
       score_every: inner steps between points of the curve; it has to divide the number of steps.
         By default only the start and the end are scored.
-      tasks_at_once: tasks under one `vmap` on each device; by default one on a CPU, else up to 256.
+      tasks_at_once: as in `meta_learner`, but by default at most 256.
       tasks_per_dispatch: tasks between calls of `report`, and of those given, in a device's memory;
         by default all.
       report: called with the tasks done and the number of tasks.
@@ -112,9 +113,8 @@ def evaluate(
     _checks.check_integers(**{name: size for name, size in sizes.items() if size is not None})
     _checks.check_adaptation(loss_fn, optimizer, params, opt_state, **functions)
     _checks.check_mesh(mesh)
-    if tasks_at_once is None:
-        tasks_at_once = 1 if jax.default_backend() == "cpu" else 256
-    how = loss_fn, score_fn, optimizer, score_every and int(score_every), int(tasks_at_once)
+    at_once = tasks_at_once and int(tasks_at_once)
+    how = loss_fn, score_fn, optimizer, score_every and int(score_every), at_once
     of_dispatch, mesh = int(tasks_per_dispatch or total), automatic(mesh)
     each, distribution = tasks, None
     if key is not None:
@@ -169,10 +169,13 @@ def _scores(
     `each` is led by `[tasks]`: the keys of draws from the distribution, or tasks if that is None.
     """
 
+    def draw(distribution, task):
+        return task if distribution is None else _checks.check_task(distribution.sample(task))
+
+    @jax.jit  # traced once for all platforms
     def score_task(shared, task):
         params, model_state, opt_state, distribution = shared
-        if distribution is not None:
-            task = _checks.check_task(distribution.sample(task))
+        task = draw(distribution, task)
         steps, scores = _adaptation_curve(
             loss_fn,
             lambda *adapted: score_fn(*adapted, task),
@@ -186,11 +189,18 @@ def _scores(
         weight = 1.0 if task.weight is None else task.weight
         return steps, scores, jnp.asarray(weight, jnp.result_type(float))
 
-    def run(shared, each):
-        chunk = min(tasks_at_once, len(jax.tree.leaves(each)[0]))
-        batch_size = None if tasks_at_once == 1 else chunk
+    def score_all(at_once, shared, each):
+        batch_size = None if at_once == 1 else at_once
         return jax.lax.map(partial(score_task, shared), each, batch_size=batch_size)
 
+    def run(shared, each):
+        number = len(jax.tree.leaves(each)[0])
+        if tasks_at_once is not None:
+            return score_all(min(tasks_at_once, number), shared, each)
+        return by_platform(score_all, min(256, number), params, support)(shared, each)
+
+    first = lambda each: draw(distribution, jax.tree.map(lambda leaf: leaf[0], each)).support
+    support = jax.eval_shape(first, each)
     shared = params, model_state, opt_state, distribution
     num_tasks = len(jax.tree.leaves(each)[0])
     if mesh is None:

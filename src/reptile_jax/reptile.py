@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reptile_jax import _checks, _optimizers
+from reptile_jax import _checks, _optimizers, _state_checks
 from reptile_jax._devices import Mesh, as_arrays, automatic, in_auto_axes, owned
 from reptile_jax._meta_batch import Inner, mean_over_tasks, select
 from reptile_jax._types import (
@@ -146,8 +146,8 @@ def meta_step(
     changes. Options are those of `meta_learner`; leading axes that disagree, or a missing query
     set, raise a ValueError.
     """
-    _checks.check_meta_step(state, tasks, inner_opt_state, model_state, tasks_at_once, mesh)
-    policies = Inner(inner_opt_state, model_state)
+    policies, own = Inner(inner_opt_state, model_state), (meta_gradient, meta_optimizer)
+    _checks.check_meta_step(*own, state, tasks, *policies, tasks_at_once, mesh)
     mean = mean_over_tasks(meta_gradient.compute, state, tasks, policies, tasks_at_once, mesh)
     params, opt_state = _optimizers.outer_step(meta_optimizer, mean.gradient, mean.loss, state)
     moved = MetaState(params, opt_state, mean.inner.opt_state, state.step, mean.inner.model_state)
@@ -176,7 +176,7 @@ def meta_learner(
         one after another. With one task per meta step, the last two are the same.
       model_state: the same of a model's state, whose first is what `init` is given.
       tasks_at_once: how many tasks run side by side under `vmap`, on each device; the rest follow
-        in a scan, with the same result to rounding. By default one on a CPU, else all.
+        in a scan, with the same result to rounding. By default one (CPU), all (GPU), some (TPU).
       mesh: of `task_mesh()`, or any with one axis, named "tasks". It divides each meta-batch over
         its devices, with the same result to rounding. States are then on all of them.
       donate: `step` reuses the memory of the state that it takes, which cannot be used afterwards.
@@ -197,4 +197,4 @@ def meta_learner(
         return owned(first, automatic(mesh))
 
     step = partial(meta_step, meta_gradient, meta_optimizer, **how)
-    return MetaLearner(init, jax.jit(step, donate_argnums=0 if donate else ()), automatic(mesh))
+    return MetaLearner(init, _state_checks.jitted(step, donate=donate), automatic(mesh))

@@ -53,12 +53,15 @@ class BatchNorm(nn.Module):
     """
 
     epsilon: float = 1e-3
+    pool: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., features]`, normalised over all axes but the last."""
+        """`[..., features]`, normalised over all axes but the last; then pooled, if asked to."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        if self.pool:
+            return layers.pooled_batch_norm(self.epsilon, x, scale, bias)
         return layers.batch_norm(x, scale, bias, self.epsilon)
 
 
@@ -104,10 +107,7 @@ class ConvNet(nn.Module):
         x = images
         for _ in range(self.blocks):
             x = Conv(self.features, stride=1 if self.pool else 2)(x)
-            x = BatchNorm()(x)
-            if self.pool:
-                x = layers.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
-            x = nn.relu(x)
+            x = nn.relu(BatchNorm(pool=self.pool)(x))
         x = x.reshape(x.shape[0], -1)
         return nn.Dense(self.ways, kernel_init=self.classifier_init)(x)
 
