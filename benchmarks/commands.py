@@ -69,6 +69,11 @@ ROOMS: dict[str, dict[str, Command]] = {
             "10 minutes",
             "benchmarks.speed.time_to_accuracy:main",
         ),
+        "compile": Command(
+            "the compilers' estimates for TPUs and GPUs that are not there (needs libtpu, ptxas)",
+            "8 minutes a target",
+            "benchmarks.speed.compile:main",
+        ),
         "gpu": Command(
             "what matters on a GPU, the most important first (needs a GPU)",
             "8 minutes",
@@ -97,6 +102,11 @@ ROOMS: dict[str, dict[str, Command]] = {
             "1.5 minutes each",
             "benchmarks.paper.recipes:main",
         ),
+        "precision": Command(
+            "o15 with matrix products of bfloat16 and TF32, simulated on a CPU (needs Omniglot)",
+            "3 minutes each",
+            "benchmarks.paper.precision:main",
+        ),
     },
     "comparison": {
         "gradient_combinations": _experiment(
@@ -121,6 +131,11 @@ ROOMS: dict[str, dict[str, Command]] = {
             "writes the tables and pictures of docs/results from the JSON alone",
             "half a minute",
             "benchmarks.report:main",
+        ),
+        "weights": Command(
+            "writes the pretrained weights of the package from benchmarks/trainings alone",
+            "half a minute",
+            "benchmarks.paper.weights:main",
         ),
     },
 }

@@ -169,6 +169,33 @@ def test_plain_numbers_are_put_on_every_device_too():
     assert on_every_device(rj.replicate({"h": 2.0, "n": 3}, mesh_of(2)), 2) == {"h": 2.0, "n": 3}
 
 
+def test_shapes_are_placed_for_devices_that_programs_are_compiled_for():
+    """With no array put anywhere, also where arrays are among the shapes."""
+    shape = jax.eval_shape(lambda: jnp.zeros((2, 3)))
+    for number in (1, 2):
+        placed = rj.replicate({"shape": shape, "key": KEY}, mesh_of(number))
+        assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in placed.values())
+        assert {leaf.sharding.num_devices for leaf in placed.values()} == {number}
+        assert all(leaf.sharding.is_fully_replicated for leaf in placed.values())
+        assert (placed["shape"].shape, placed["shape"].dtype) == ((2, 3), jnp.float32)
+        assert placed["key"].dtype == KEY.dtype
+    assert rj.replicate(shape, None) is shape
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_step_is_compiled_from_shapes_alone(devices):
+    mesh = mesh_of(devices)
+    learner = rj.meta_learner(rj.reptile(loss_fn, optax.sgd(0.1)), optax.sgd(1.0), mesh=mesh)
+    state = jax.eval_shape(learner.init, params())
+    tasks = rj.Task(rj.Batch(jnp.ones((4, 3, 5, 2)), jnp.ones((4, 3, 5, 1))))
+    compiled = learner.step.lower(*rj.replicate((state, tasks), mesh)).compile()
+    where = {
+        device for leaf in jax.tree.leaves(compiled.input_shardings) for device in leaf.device_set
+    }
+    assert where == set(mesh.devices.flat)
+    assert learner.step.trace(state, tasks).jaxpr.in_avals
+
+
 def test_meshes_that_cannot_be_used_are_refused():
     sibling, outer = rj.reptile(loss_fn, optax.sgd(0.1)), optax.sgd(1.0)
     devices = np.array(jax.devices())

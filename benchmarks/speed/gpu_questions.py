@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
@@ -10,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import timing
-from benchmarks.speed import arms, convolutions, correctness, workloads
+from benchmarks.speed import arms, convolutions, correctness, hlo, workloads
 from benchmarks.speed.correctness import PRECISIONS
 from benchmarks.speed.meta_steps import at_meta_batch
+from benchmarks.speed.programs import FORMULATIONS
 
 # The labels of a row, and a function that measures it: its figures as words, and all data.
 Cells: TypeAlias = Iterator[tuple[list[str], Callable[[], tuple[list[str], dict[str, Any]]]]]
@@ -95,6 +97,54 @@ def throughput(quick: bool) -> Cells:
             return [*row[1:], f"{of_flops:.1%}", f"{of_bytes:.1%}"], data
 
         yield [name, f"{number:,}"], cell
+
+
+def chunks(quick: bool) -> Cells:
+    """A meta step of 64 tasks, by the tasks at once and the networks' convolution.
+
+    `compile` asks this of compilers. Their estimate is next to the time, which has the rest of the
+    meta step and the launches as well.
+    """
+    races = [
+        ("o15", (None, 16, 32, 64, 8, 4, 1)),
+        ("m15", (None, 4, 16, 64, 1)),
+        ("o120", (None, 16, 64, 4, 1)),
+        ("sinusoid", (None, 64, 16, 1)),
+    ]
+    for name, sizes in [("sinusoid", (None, 2))] if quick else races:
+        ways = ("default",) if name == "sinusoid" else FORMULATIONS
+        for at_once, way in itertools.product(sizes, ways):
+            label = "default" if at_once is None else str(at_once)
+            yield [name, label, way], functools.partial(_chunked, name, at_once, way, quick)
+
+
+def _chunked(name, at_once, way, quick) -> tuple[list[str], dict[str, Any]]:
+    workload, number = workloads.named(name), 4 if quick else 64
+    learner, tasks = arms.learner_of(workload, at_once), workload.tasks(number)
+    states = [learner.init(workload.params)]
+    begun = time.perf_counter()
+    with FORMULATIONS[way]():
+        compiled = learner.step.lower(states[0], tasks).compile()
+    seconds = time.perf_counter() - begun
+    found = hlo.Program(compiled.as_text())
+
+    def arm():
+        state, info = compiled(states.pop(), tasks)
+        states.append(state)
+        return info
+
+    times = _timed(arm, quick)
+    steps = number * workload.steps
+    data = {
+        "kernels": sum(run.kernels for run in found.inner),
+        "estimate_us": sum(run.cost * run.times for run in found.inner) / steps,
+        "calls_without_estimate": found.calls_without_cost,
+        "lines": found.lines()[:8],
+        "compile_s": seconds,
+    }
+    each = f"{1e3 * times['median'] / steps:.2f}"
+    row = [f"{times['median']:.3f}", each, f"{data['estimate_us']:.2f}", f"{data['kernels']}"]
+    return [*row, f"{data['calls_without_estimate']}", f"{seconds:.1f}"], {**times, **data}
 
 
 def formulations(quick: bool) -> Cells:
@@ -196,6 +246,21 @@ QUESTIONS = {
             "of bandwidth",
         ),
         4.0,
+    ),
+    "chunks": Question(
+        chunks,
+        "Meta steps of 64 tasks by the tasks at once: time, and the compiler's estimate",
+        ("workload", "at once", "convolution"),
+        (
+            "ms per meta step",
+            "µs per task and inner step",
+            "estimated µs",
+            "kernels per inner step",
+            "calls without estimate",
+            "compiles in s",
+        ),
+        4.0,
+        {"default": "--xla_gpu_collect_cost_model_stats=true"},
     ),
     "dispatch": Question(
         per_dispatch,

@@ -23,8 +23,11 @@ def parts(results: Path, page: Path) -> dict[str, str]:
     """Each table with its picture, command and record, by the record's name; and summaries."""
     found = {path.stem: path for path in sorted((results / "speed").glob("*.json"))}
     gpu = [_part(path, page, heading=True) for name, path in found.items() if _on_gpu(name)]
-    parts = {name: _part(path, page) for name, path in found.items() if not _on_gpu(name)}
+    estimated = [_estimates(path, page) for name, path in found.items() if _is_estimate(name)]
+    measured = (name for name in found if not _on_gpu(name) and not _is_estimate(name))
+    parts = {name: _part(found[name], page) for name in measured}
     parts["gpu"] = "\n\n".join(gpu) or NOT_YET
+    parts["compile"] = "\n\n".join(estimated) or NOT_YET
     read = {name: records.read(path)["data"] for name, path in found.items()}
     parts["aims"] = _aims(read)
     parts["against others"] = _against_others(read)
@@ -33,6 +36,25 @@ def parts(results: Path, page: Path) -> dict[str, str]:
 
 def _on_gpu(name: str) -> bool:
     return name.startswith("gpu_")
+
+
+def _is_estimate(name: str) -> bool:
+    return name.startswith("compile_")
+
+
+_WORDS = ("of", "convolution", "collectives", "costliest line")
+
+
+def _estimates(path: Path, page: Path) -> str:
+    """A compiler's table, which says at its head and at its end that it is no measurement."""
+    record = records.read(path)
+    versions = ", ".join(
+        f"{name} {version}" for name, version in record["machine"]["versions"].items()
+    )
+    table = tables.markdown(record["columns"], record["rows"], _WORDS)
+    link = tables.link(path.name, path, page)
+    source = f"Estimates, not measurements: `{record['command']}`, {link}; {versions}."
+    return f"### {record['title']}\n\n{table}\n\n{source}"
 
 
 def _part(path: Path, page: Path, *, heading: bool = False) -> str:

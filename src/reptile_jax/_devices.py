@@ -49,7 +49,8 @@ def owned(tree: Tree, mesh: Mesh | None) -> Tree:
 def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
     """Puts arrays on every device of the mesh; without a mesh, leaves them where they are.
 
-    Where a mesh spans processes, each of them gives the same values.
+    Where a mesh spans processes, each of them gives the same values. Shapes, as of
+    `jax.eval_shape`, are given that place as well, to compile for devices that are not there.
 
     Raises:
       ValueError: if the processes give different values.
@@ -57,6 +58,9 @@ def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
     if mesh is None:
         return tree
     sharding = NamedSharding(_as_set(mesh), PartitionSpec())
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
+        shapes = jax.eval_shape(lambda: tree)
+        return jax.tree.map(lambda shape: shape.update(sharding=sharding), shapes)
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
     given: list[bytes] = []  # digests of the leaves of which every process has a copy

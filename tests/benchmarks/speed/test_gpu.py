@@ -19,6 +19,18 @@ def test_the_gpu_suite_runs_on_a_cpu_at_a_tiny_size(tmp_path, capsys):
     assert all("/s" in row[2] for row in content["rows"])
 
 
+def test_the_gpu_suite_asks_on_a_device_what_is_asked_of_compilers(tmp_path):
+    assert gpu.main(["chunks", "--quick", "--out", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "quick" / "speed" / "gpu_chunks.json").read_text())
+    assert content["columns"][:3] == ["workload", "at once", "convolution"]
+    labels = [row[:3] for row in content["rows"]]
+    assert labels == [["sinusoid", "default", "default"], ["sinusoid", "2", "default"]]
+    for row, found in zip(content["rows"], content["data"].values(), strict=True):
+        assert float(row[3]) > 0
+        assert float(row[4]) > 0
+        assert found["kernels"] == int(row[6]) > 0
+
+
 def test_the_gpu_suite_refuses_to_measure_a_cpu(tmp_path):
     with pytest.raises(SystemExit, match="no GPU here"):
         gpu.main(["limits", "--out", str(tmp_path)])

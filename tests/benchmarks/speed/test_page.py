@@ -14,8 +14,8 @@ def test_each_record_has_its_table_picture_and_command(tmp_path):
         records.save(folder / "speed" / "meta_batches.json", table, "the command")
     page.draw(tmp_path)
     parts = page.parts(tmp_path, tmp_path / "docs" / "speed.md")
-    assert [*parts] == ["meta_batches", "gpu", "aims", "against others"]
-    assert parts["gpu"] == parts["aims"] == "Not measured yet."
+    assert [*parts] == ["meta_batches", "gpu", "compile", "aims", "against others"]
+    assert parts["gpu"] == parts["compile"] == parts["aims"] == "Not measured yet."
     picture, table, source = parts["meta_batches"].split("\n\n")
     assert picture == f"![In {tmp_path.name}](../speed/meta_batches.png)"
     assert table == "| what | ms |\n|---|---:|\n| o15 | 1.0 |"
@@ -30,6 +30,18 @@ def test_gpu_tables_are_in_one_part(tmp_path):
     parts = page.parts(tmp_path, tmp_path / "speed.md")
     assert "gpu_limits" not in parts
     assert parts["gpu"].startswith("### Limits (a GPU)\n\n| what | rate |")
+
+
+def test_estimates_are_in_one_part_and_say_what_they_are(tmp_path):
+    columns, row = ["program", "collectives", "cycles"], ["o15-step", "none", "12"]
+    table = tables.Table("v5e: estimates", columns, [row], {})
+    records.save(tmp_path / "speed" / "compile_v5e.json", table, "python -m benchmarks compile v5e")
+    parts = page.parts(tmp_path, tmp_path / "speed.md")
+    assert "compile_v5e" not in parts
+    heading, table, source = parts["compile"].split("\n\n")
+    assert heading == "### v5e: estimates"
+    assert table.splitlines()[1:] == ["|---|---|---:|", "| o15-step | none | 12 |"]
+    assert source.startswith("Estimates, not measurements: `python -m benchmarks compile v5e`")
 
 
 def test_what_misses_its_aim_is_bold():
