@@ -43,6 +43,7 @@ public_modules = [
     "reptile_jax.nn",
     "reptile_jax.datasets",
     "reptile_jax.checkpoint",
+    "reptile_jax.deploy",
 ]
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "attrs_inline"]

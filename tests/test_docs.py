@@ -100,3 +100,10 @@ def test_the_links_between_files_lead_somewhere():
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"
+
+
+def test_each_promise_has_a_test_that_exists():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs/promises.md").read_text())
+    assert len(named) > 20
+    assert [name for name in named if f"def {name}(" not in tests] == []

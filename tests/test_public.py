@@ -12,7 +12,7 @@ import reptile_jax as rj
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"rj": rj, "rj.tasks": rj.tasks, "rj.nn": rj.nn, "rj.datasets": rj.datasets}
-PACKAGES["rj.checkpoint"] = rj.checkpoint
+PACKAGES |= {"rj.checkpoint": rj.checkpoint, "rj.deploy": rj.deploy}
 
 
 def exported(package):
@@ -31,6 +31,7 @@ def test_the_face_is_this():
         *("inner_loop", "reptile", "fomaml", "maml", "weighted_gradients", "foml"),
         *("meta_step", "meta_learner", "meta_steps", "train", "evaluate", "Evaluation"),
         *("task_mesh", "replicate", "tasks", "nn", "datasets", "checkpoint"),
+        *("deploy", "pretrained", "export"),
         *("Task", "Batch", "TaskDistribution", "TaskGradient", "Adapted"),
         *("MetaGradient", "MetaState", "MetaInfo", "MetaLearner"),
     }
@@ -75,14 +76,15 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 
 
 def test_the_import_loads_neither_flax_nor_orbax():
-    """`rj.nn` and `rj.checkpoint` load them on first use."""
+    """`rj.nn`, `rj.deploy` and `rj.checkpoint` load them on first use."""
     code = """
 import sys
 import reptile_jax as rj
 rj.tasks.sinusoids(), rj.datasets.load_omniglot, rj.train
 loaded = lambda *names: [name for name in names if name in sys.modules]
 print(loaded("flax", "flax.linen", "orbax", "orbax.checkpoint", "PIL", "matplotlib", "tyro"))
-print(loaded("reptile_jax.nn", "reptile_jax.checkpoint", "reptile_jax.app"))
+wings = ("nn", "checkpoint", "deploy", "app")
+print(loaded(*(f"reptile_jax.{wing}" for wing in wings), "safetensors"))
 rj.nn.MLP, rj.checkpoint.save
 print(loaded("flax.linen", "orbax.checkpoint"))
 """

@@ -55,7 +55,7 @@ def parts(results: Path, page: Path) -> dict[str, str]:
         "o15_tenth": scores_table(arms("o15_tenth")),
     }
     found = {name: _part(text, folder / f"{name}.json", page) for name, text in written.items()}
-    for path in sorted(folder.glob("recipes_*.json")):
+    for path in sorted([*folder.glob("recipes_*.json"), *folder.glob("precision_*.json")]):
         record = records.read(path)
         table = tables.markdown(record["columns"], record["rows"])
         found[path.stem] = f"{table}\n\n{tables.source(record, path, page)}"

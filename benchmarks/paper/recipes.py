@@ -65,7 +65,7 @@ def tabulated(path: Path, args: argparse.Namespace) -> list[list[str]]:
     for name in RECIPES:
         config, settings = _settings(name, args)
         if (found := _stored(path, name, settings)) is not None:
-            rows.append([name, f"{config.meta_steps:,}", *_cells(found["data"])])
+            rows.append([name, f"{config.meta_steps:,}", *cells(found["data"])])
     return rows
 
 
@@ -188,7 +188,7 @@ def _trained(
     return jax.block_until_ready(state)
 
 
-def _cells(found: dict[str, Any]) -> list[str]:
+def cells(found: dict[str, Any]) -> list[str]:
     return [f"{found['accuracy'][mode]:.1f} ± {found['ci95'][mode]:.1f}" for mode in MODES]
 
 

@@ -1,7 +1,7 @@
 """Reptile meta-learning, serial and batched, as jitted pure functions.
 
-`tasks` has task distributions, `nn` the paper's networks, `datasets` image files as arrays, and
-`checkpoint` saves and restores a state.
+`tasks` has task distributions, `nn` the paper's networks, `datasets` image files as arrays,
+`checkpoint` saves and restores a state, and `deploy` has trained models to adapt and to ship.
 """
 
 import importlib
@@ -36,11 +36,16 @@ from reptile_jax.training import train as train
 
 if TYPE_CHECKING:
     from reptile_jax import checkpoint as checkpoint
+    from reptile_jax import deploy as deploy
     from reptile_jax import nn as nn
+    from reptile_jax.deploy.catalogue import pretrained as pretrained
+    from reptile_jax.deploy.programs import export as export
 
 
 def __getattr__(name: str):
-    """Loads `nn`, which needs Flax, and `checkpoint`, which needs Orbax, on first use."""
-    if name in ("checkpoint", "nn"):
+    """Loads on first use what needs Flax, `nn` and `deploy`, or Orbax, `checkpoint`."""
+    if name in ("checkpoint", "deploy", "nn"):
         return importlib.import_module(f"reptile_jax.{name}")
+    if name in (home := {"export": "programs", "pretrained": "catalogue"}):
+        return getattr(importlib.import_module(f"reptile_jax.deploy.{home[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """Adapting to new classes: the answers, the mini-batches, and what is refused."""
 
-import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reptile_jax.app import adapt, cli, run_folder
-from reptile_jax.app.config import FewShotConfig
+from reptile_jax.app import adapt, cli, json_files, run_folder
+from reptile_jax.deploy import adaptation
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_what_is_no_adapted_model_is_refused(trained, support, capsys):
     assert cli.main(["evaluate", "model", "--data", "query"]) == 1
     assert "model is not the folder of a run" in capsys.readouterr().err
     path = Path("model/adapted.json")
-    fields = json.loads(path.read_text())
+    fields = json_files.read_json(path)
     for damage in ("{", "[]", "{}", {**fields, "config": {"ways": 0}}, {**fields, "images": "x"}):
         path.write_text(damage if isinstance(damage, str) else json.dumps(damage))
         assert cli.main(["predict", "model", "--query", "query"]) == 1
@@ -152,24 +152,6 @@ def test_what_is_no_adapted_model_is_refused(trained, support, capsys):
         adapt.predict(Path("model"), Path("query"))
 
 
-def test_adapting_draws_mini_batches_as_training_did():
-    config = FewShotConfig(eval_batch=5, eval_steps=7)
-    counts = [1, 4, 2]  # images of each class, class by class
-    plain = adapt._mini_batches(config, counts)
-    assert plain.shape == (7, 5)
-    passes = np.asarray(plain).reshape(5, 7)
-    assert (np.sort(passes) == np.arange(7)).all()
-    assert (passes != passes[0]).any()
-    config = FewShotConfig(eval_batch=7, eval_steps=3, balanced_batches=True)
-    balanced = np.asarray(adapt._mini_batches(config, counts))  # two of each
-    assert balanced.shape == (3, 6)
-    assert (balanced[:, :2] == 0).all()
-    assert set(balanced[:2, 2:4].flat) == {1, 2, 3, 4}  # two mini-batches are a pass
-    assert (np.sort(balanced[:, 4:]) == [5, 6]).all()
-    config = dataclasses.replace(config, eval_batch=1)  # at least one of each
-    assert adapt._mini_batches(config, counts).shape == (3, 3)
-
-
 def test_support_sets_that_the_run_does_not_take_are_refused(trained, support, pictures, capsys):
     argv = ["adapt", str(trained), "--query", "query", "--support"]
     (support / "empty").mkdir()
@@ -182,9 +164,9 @@ def test_support_sets_that_the_run_does_not_take_are_refused(trained, support, p
     assert "query has no folders: give one folder of images per class" in capsys.readouterr().err
 
 
-def test_runs_that_do_not_classify_are_refused(whole, support, capsys):
-    assert cli.main(["adapt", str(whole), "--support", str(support), "--query", "query"]) == 1
-    assert f"{whole} is not a run on few-shot images" in capsys.readouterr().err
+def test_runs_that_do_not_classify_are_refused(support, capsys):
+    assert cli.main(["adapt", "sine-waves", "--support", str(support), "--query", "query"]) == 1
+    assert "sine-waves is not a run on few-shot images" in capsys.readouterr().err
 
 
 def test_values_that_cannot_be_are_refused(trained, support, capsys):
@@ -203,8 +185,37 @@ def test_answers_that_are_not_finite_are_refused(trained, support, monkeypatch):
         adapt.adapt(trained, support, support.parent / "query")
 
 
+@pytest.mark.slow
+def test_a_run_with_a_precision_of_products_is_adapted_and_exported_with_it(
+    run, support, monkeypatch
+):
+    fields = json_files.read_json(run / "config.json")
+    assert fields["matmul_precision"] is None
+    (run / "config.json").write_text(json.dumps({**fields, "matmul_precision": "float32"}))
+    traced = []
+
+    def noting(name, function, *args, **options):
+        traced.append((name, jax.config.jax_default_matmul_precision))
+        return function(*args, **options)
+
+    for name in ("inner_loop", "query_logits"):
+        noted = functools.partial(noting, name, getattr(adaptation, name))
+        monkeypatch.setattr(adaptation, name, noted)
+    both = {("inner_loop", "float32"), ("query_logits", "float32")}
+    jax.clear_caches()
+    adapt.adapt(run, support, Path("query"), save=Path("kept"))
+    assert set(traced) == both
+    traced.clear()
+    jax.clear_caches()
+    adapt.predict(Path("kept"), Path("query"))
+    assert set(traced) == {("query_logits", "float32")}
+    traced.clear()
+    assert cli.main(["export", str(run), "--out", "exported"]) == 0
+    assert set(traced) == both
+
+
 def test_how_held_out_tasks_were_scored_does_not_bind_those_who_adapt(run, support, tmp_path):
-    fields = json.loads((run / "config.json").read_text())
+    fields = json_files.read_json(run / "config.json")
     (run / "config.json").write_text(json.dumps({**fields, "balanced_eval": True}))
     with pytest.raises(ValueError, match="1 mini-batches of 1 images show no image of bar"):
         adapt.adapt(run, support, tmp_path / "query", eval_steps=1, eval_batch=1)

@@ -49,6 +49,7 @@ def test_a_configuration_of_anything(kind, values):
         ({"meta_rate": 2e9}, r"meta_rate is between 0 and 1e\+09, got 2000000000.0"),
         ({"meta_momentum": -0.1}, "meta_momentum is between 0 and 1, got -0.1"),
         ({"inner_opt_state": "averaged"}, "one of 'reset', 'average', 'carry', got 'averaged'"),
+        ({"matmul_precision": "half"}, "one of 'bfloat16', 'tensorfloat32', 'float32', got 'half'"),
         ({"transductive": 1}, "transductive is one of False, True, got 1"),
         ({"color": "rgb"}, "the images of omniglot are grey, not rgb"),
         ({"dataset": "mini-imagenet"}, "the images of mini-imagenet are rgb, not grey"),

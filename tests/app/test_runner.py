@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import reptile_jax as rj
-from reptile_jax.app import cli, experiments, run_folder, runner, signals
+from reptile_jax.app import cli, experiments, json_files, run_folder, runner, signals
 from reptile_jax.app.config import Config
 from reptile_jax.app.experiment import Experiment, key
 
@@ -60,18 +60,22 @@ def build(config: LinesConfig, mesh=None) -> Experiment:
         score_fn=lambda params, task: {"error": loss_fn(params, task.query)},
         main_score="error",
         rivals={"random": None},
-        draw=lambda folder, evaluations: (folder / "drawn").write_text(" ".join(evaluations)),
     )
 
 
 # ---------------------------------------------------------------- what the runner makes of it
 
 
+def draw(path, steps, shown) -> None:
+    path.write_text(" ".join(shown))
+    assert all(arrays["error"].shape == (3, len(steps)) for arrays in shown.values())
+
+
 @pytest.fixture(autouse=True, scope="module")
 def registered():
     """The line of the table that a new experiment needs."""
     with pytest.MonkeyPatch.context() as patch:
-        entry = experiments.Entry(LinesConfig(), build)
+        entry = experiments.Entry(LinesConfig(), build, draw=draw)
         patch.setitem(experiments.EXPERIMENTS, "lines", entry)
         yield
 
@@ -112,7 +116,7 @@ def test_a_run_leaves_its_scores_and_its_pictures(whole):
     assert {"seconds", "evaluation seconds", "environment"} < set(results)
     with Image.open(whole / "learning_curve.png") as picture:
         assert picture.width > 400
-    assert (whole / "drawn").read_text() == "Reptile random"
+    assert (whole / "adaptation.png").read_text() == "Reptile random"
 
 
 @pytest.mark.parametrize("step", [4, 16, 24])
@@ -123,7 +127,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_uninterrupted_one(whole, tmp_p
     assert not (stopped / "results.json").exists()
     assert runner.resume(stopped) == stopped
     assert_same(whole, stopped)
-    assert (stopped / "drawn").exists()
+    assert (stopped / "adaptation.png").exists()
 
 
 def test_an_evaluation_gives_the_score_of_the_run_and_another_of_changed_values(whole, tmp_path):
@@ -137,6 +141,47 @@ def test_an_evaluation_gives_the_score_of_the_run_and_another_of_changed_values(
     changed = read(run, "evaluation-2")
     assert changed["config"]["inner_rate"] == 0
     assert changed["scores"]["Reptile"]["error"]["mean"][0] == own["error"]["mean"][0]
+
+
+@pytest.mark.slow
+def test_a_run_has_its_own_precision_of_products(tmp_path, monkeypatch):
+    traced = []
+
+    @jax.tree_util.register_dataclass
+    class Noting(Lines):
+        def sample(self, rng):
+            traced.append(jax.config.jax_default_matmul_precision)
+            return super().sample(rng)
+
+    def noting(config, mesh=None):
+        tasks = Noting(jnp.array([3.0, -2.0]))
+        return dataclasses.replace(build(config, mesh), training_tasks=tasks, held_out_tasks=tasks)
+
+    def while_it_runs(act, *args, **options):
+        traced.clear()
+        act(*args, **options)
+        return set(traced)
+
+    entry, folder = experiments.Entry(LinesConfig(), noting), tmp_path / "run"
+    monkeypatch.setitem(experiments.EXPERIMENTS, "lines", entry)
+    config = LinesConfig(meta_steps=8, eval_tasks=2, matmul_precision="float32")
+    with pytest.raises(signals.Interrupted):
+        while_it_runs(runner.train, config, out=folder, on_metrics=stop_at(4))
+    assert set(traced) == {"float32"}
+    with jax.default_matmul_precision("bfloat16"):
+        assert while_it_runs(runner.resume, folder) == {"float32"}
+        assert while_it_runs(runner.evaluate, folder) == {"float32"}
+    assert read(folder, "config")["matmul_precision"] == "float32"
+    assert read(folder, "evaluation")["config"]["matmul_precision"] == "float32"
+    changed = while_it_runs(runner.evaluate, folder, matmul_precision="tensorfloat32")
+    assert changed == {"tensorfloat32"}
+    # A run that is older than the field has what is set around it.
+    fields = json_files.read_json(folder / "config.json")
+    fields.pop("matmul_precision")
+    (folder / "config.json").write_text(json.dumps(fields))
+    with jax.default_matmul_precision("bfloat16"):
+        assert while_it_runs(runner.evaluate, folder) == {"bfloat16"}
+    assert jax.config.jax_default_matmul_precision is None
 
 
 def test_the_commands_take_the_experiment_as_any_other(whole, tmp_path, capsys):

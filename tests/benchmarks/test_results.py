@@ -10,7 +10,7 @@ from benchmarks.comparison.experiment import record
 
 from benchmarks import commands, records, report
 from benchmarks.comparison import contest, outcomes, stability
-from benchmarks.paper import recipes
+from benchmarks.paper import precision, recipes
 from reptile_jax.app import presets, run_folder
 from reptile_jax.app.config import FewShotConfig
 
@@ -60,13 +60,16 @@ def test_the_committed_arms_are_found_again_by_todays_settings():
         rows = records.read(path)["rows"]
         assert rows
         assert recipes.tabulated(path, args) == rows
+    path = records.RESULTS / "paper" / "precision_o15_1000.json"
+    args = argparse.Namespace(meta_steps=1000, tasks=2000, seeds=2)
+    assert precision.tabulated(path, args) == records.read(path)["rows"]
 
 
 def test_the_trainings_have_what_evaluate_and_adapt_read():
     folder = records.RESULTS.parent / "trainings"
     found = sorted(path.name for path in folder.iterdir())
-    assert found == ["o120-balanced-tenth", "o15-balanced-quarter", "o15-carry"]
-    for name in found:
+    assert found == ["o120-balanced-tenth", "o15-balanced-quarter", "o15-carry", "sinusoid"]
+    for name in found[:-1]:
         assert isinstance(run_folder.load_config(folder / name), FewShotConfig)
         classes = json.loads((folder / name / "classes.json").read_text())
         assert [len(classes[split]) for split in ("train", "test")] == [4800, 423]

@@ -4,7 +4,6 @@ An adapted model can be kept in a folder of its own, and classifies more images 
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import reptile_jax as rj
-from reptile_jax.app import run_folder, terminal
-from reptile_jax.app.config import FewShotConfig
+from reptile_jax.app import models, run_folder, terminal
+from reptile_jax.app.config import FewShotConfig, precise
 from reptile_jax.app.experiments import few_shot
 from reptile_jax.app.json_files import read_json, write_json
 from reptile_jax.datasets import image_folder
@@ -48,7 +47,7 @@ def adapt(
     Mini-batches are drawn as in training: balanced, or shuffled and cycled through.
 
     Args:
-      run: the folder of the run.
+      run: the folder of the run, or the name of a pretrained model.
       support: a folder with one folder of images per class: at most as many as the run's ways, or
         any number if its classifier starts at zero.
       query: a folder of images or an image, or several of them; none only to save.
@@ -68,41 +67,39 @@ def adapt(
         mini-batches show, and if the inner loop diverges.
     """
     _check_asked(query, save)
-    trained = run_folder.load_config(run)
-    if not isinstance(trained, FewShotConfig):
+    learned = models.adaptable(run)
+    if learned.ways is None:
         raise ValueError(f"{run} is not a run on few-shot images.")
-    classes = _support_classes(run, trained, support)
+    classes = _support_classes(run, learned, support)
     names = list(classes)
-    ways = len(names) if trained.classifier == "zero" else trained.ways
-    config = dataclasses.replace(trained, eval_ways=ways, balanced_eval=False, **changes)
+    model = learned.for_ways(len(names))
+    ways = len(names) if learned.apply_for is not None else learned.ways
+    fields: dict[str, Any] = {
+        **learned.card["config"],
+        "eval_ways": ways,
+        "balanced_eval": False,
+        **changes,
+    }
+    fields.pop("experiment")
+    config = FewShotConfig(**fields)
     config.check()
-    order = _mini_batches(config, [len(files) for files in classes.values()])
-    _check_shown(order, classes, support)
-
-    learned = few_shot.learned_by(config)
-    state = few_shot.for_ways(ways, run_folder.restore(run, learned.first_state))
-    loss_fn = few_shot.adaptation_loss(
-        config, few_shot.network(config, ways), order.shape[1], balanced=config.balanced_batches
-    )
+    model = dataclasses.replace(model, inner_steps=config.eval_steps, batch_size=config.eval_batch)
     labels = [label for label, name in enumerate(names) for _ in classes[name]]
+    _check_shown(model.mini_batches(labels), classes, support)
+
     images = _read(config, list(itertools.chain(*classes.values())))
-    given = rj.Batch(_scaled(images), jnp.array(labels, jnp.int32))
     queries = _query_files(query)
     query_images = _read(config, queries) if queries else images[:0]
-    adapted = rj.inner_loop(
-        loss_fn,
-        learned.inner_optimizer,
-        state.params,
-        jax.tree.map(lambda leaf: leaf[order], given),
-        state.inner_opt_state,
-    )
-    model = AdaptedModel(config, names, adapted.params, images, transductive)
-    logits = _logits(model, query_images, transductive) if queries else jnp.empty((0, ways))
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((model.params, logits))):
+    with precise(config.matmul_precision):
+        params = model.adapt(images, labels).params
+    adapted = AdaptedModel(config, names, params, images, transductive)
+    answers = _answers(adapted, queries, query_images, transductive)
+    found = adapted.params, [answer["probability"] for answer in answers]
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found)):
         raise ValueError(f"adapting {run} to {support} diverged: its answers are not finite.")
     if save is not None:
-        _save(save, model, {"run": str(run), "support": str(support)})
-    return _answers(names, queries, logits)
+        _save(save, adapted, {"run": str(run), "support": str(support)})
+    return answers
 
 
 def predict(
@@ -122,31 +119,32 @@ def predict(
     model = _load(folder)
     queries = _query_files(query)
     how = model.transductive if transductive is None else transductive
-    return _answers(model.names, queries, _logits(model, _read(model.config, queries), how))
+    return _answers(model, queries, _read(model.config, queries), how)
 
 
-def _logits(model: AdaptedModel, images: np.ndarray, transductive: bool) -> jax.Array:
-    """Logits `[images, classes]` of uint8 images."""
-    network = few_shot.network(model.config, model.config.held_out_ways)
-    support, query = _scaled(model.support), _scaled(images)
-    logits = rj.tasks.query_logits(
-        network.apply, model.params, support, query, transductive=transductive
-    )
-    return logits[:, : len(model.names)]
-
-
-def _answers(names: list[str], queries: list[Path], logits: jax.Array) -> list[dict[str, Any]]:
-    """What `adapt` returns, of logits `[queries, names]`."""
-    probabilities = np.asarray(jax.nn.softmax(logits), np.float64)
+def _answers(
+    adapted: AdaptedModel, queries: list[Path], images: np.ndarray, transductive: bool
+) -> list[dict[str, Any]]:
+    """What `adapt` returns, of uint8 images."""
+    if not queries:
+        return []
+    model = _model_of(adapted.config).for_ways(len(adapted.names))
+    with precise(adapted.config.matmul_precision):
+        found = model.answer(adapted.params, adapted.support, images, transductive=transductive)
     return [
         {
             "image": str(path),
-            "class": names[int(row.argmax())],
+            "class": adapted.names[int(row.argmax())],
             "probability": float(row.max()),
-            "probabilities": dict(zip(names, row.tolist(), strict=True)),
+            "probabilities": dict(zip(adapted.names, row.tolist(), strict=True)),
         }
-        for path, row in zip(queries, probabilities, strict=True)
+        for path, row in zip(queries, np.asarray(found, np.float64), strict=True)
     ]
+
+
+def _model_of(config: FewShotConfig) -> rj.deploy.AdaptableModel:
+    """The model of an adapted model's configuration, without what was learned."""
+    return rj.deploy.from_config({**models.described(config), "ways": config.held_out_ways})
 
 
 def _check_asked(query: Path | Sequence[Path], save: Path | None) -> None:
@@ -166,7 +164,6 @@ def _save(folder: Path, model: AdaptedModel, source: dict[str, str]) -> None:
     """Writes the parameters and the support images, and last what they are."""
     arrays = {"params": model.params, "support": jnp.asarray(model.support)}
     state = rj.MetaState(arrays, (), None, jnp.int32(model.config.eval_steps))
-    rj.checkpoint.save(folder / "checkpoints", state)
     fields = {
         "classes": model.names,
         "images": len(model.support),
@@ -175,7 +172,9 @@ def _save(folder: Path, model: AdaptedModel, source: dict[str, str]) -> None:
         "config": dataclasses.asdict(model.config),
         "environment": run_folder.environment(),
     }
-    write_json(folder / _FILE, fields)
+    with run_folder.emptied_on_failure(folder):
+        rj.checkpoint.save(folder / "checkpoints", state)
+        write_json(folder / _FILE, fields, is_checked=True)
 
 
 def _load(folder: Path) -> AdaptedModel:
@@ -191,7 +190,7 @@ def _load(folder: Path) -> AdaptedModel:
         config = FewShotConfig(**fields["config"])
         config.check()
         names, number, how = fields["classes"], int(fields["images"]), bool(fields["transductive"])
-        like = jax.eval_shape(lambda: _first_state(config, number))
+        like = _first_state(config, number)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit this version of reptile_jax: {error}.") from error
     state = rj.checkpoint.restore(folder / "checkpoints", like, on_damage=terminal.fail)
@@ -202,10 +201,9 @@ def _load(folder: Path) -> AdaptedModel:
 
 def _first_state(config: FewShotConfig, number: int) -> rj.MetaState:
     """A state such as `_save` saves, for `number` support images."""
-    start = few_shot.for_ways(config.held_out_ways, few_shot.learned_by(config).first_state())
-    channels = {"grey": 1, "rgb": 3}[config.color]
-    support = jnp.zeros((number, config.size, config.size, channels), jnp.uint8)
-    return rj.MetaState({"params": start.params, "support": support}, (), None, jnp.int32(0))
+    model = _model_of(config)
+    support = jnp.zeros((number, *model.input_shape), jnp.uint8)
+    return rj.MetaState({"params": model.params, "support": support}, (), None, jnp.int32(0))
 
 
 def _query_files(query: Path | Sequence[Path]) -> list[Path]:
@@ -224,7 +222,9 @@ def _say_left_out(folder: Path, classes: image_folder.ClassFiles) -> None:
         terminal.fail(f"{folder}: {image_folder.summary_of(others, folder)}")
 
 
-def _support_classes(run: Path, trained: FewShotConfig, support: Path) -> dict[str, list[Path]]:
+def _support_classes(
+    run: Path, model: rj.deploy.AdaptableModel, support: Path
+) -> dict[str, list[Path]]:
     """The classes' image files by name, or a ValueError for classes that the run does not take."""
     classes = rj.datasets.class_folders(support)
     empty = [name for name, files in classes.items() if not files]
@@ -233,9 +233,9 @@ def _support_classes(run: Path, trained: FewShotConfig, support: Path) -> dict[s
     problem = None
     if not classes:
         problem = f"{support} has no folders: give one folder of images per class.{more}"
-    elif len(classes) > trained.ways and trained.classifier != "zero":
+    elif len(classes) > (model.ways or 0) and model.apply_for is None:
         problem = (
-            f"{support} has {len(classes)} classes, but {run} was trained for {trained.ways} ways: "
+            f"{support} has {len(classes)} classes, but {run} was trained for {model.ways} ways: "
             "give that many classes or fewer, or train with more --ways, or --classifier zero."
         )
     elif empty:
@@ -244,25 +244,6 @@ def _support_classes(run: Path, trained: FewShotConfig, support: Path) -> dict[s
         raise ValueError(problem)
     _say_left_out(support, classes)
     return classes
-
-
-def _mini_batches(config: FewShotConfig, counts: list[int]) -> jax.Array:
-    """Indices `[steps, batch]` into a support set, class by class, drawn as in training.
-
-    Balanced mini-batches are as near to `eval_batch` as whole images of every class come, and as
-    many as an evaluation's.
-    """
-    key = jax.random.key(config.seed)
-    draw = functools.partial(rj.tasks.minibatch_order, steps=config.eval_steps)
-    if not config.balanced_batches:
-        return draw(key, sum(counts), batch_size=config.eval_batch)
-    each = max(1, round(config.eval_batch / len(counts)))
-    keys, ends = jax.random.split(key, len(counts)), np.cumsum(counts)
-    by_class = [
-        end - count + draw(key, count, batch_size=each)
-        for key, count, end in zip(keys, counts, ends, strict=True)
-    ]
-    return jnp.concatenate(by_class, axis=1)
 
 
 def _check_shown(order: jax.Array, classes: dict[str, list[Path]], support: Path) -> None:
@@ -289,8 +270,3 @@ def _read(config: FewShotConfig, files: list[Path]) -> np.ndarray:
     """Images `[files, size, size, channels]`, uint8."""
     how = {"size": config.size, "color": config.color, "resample": few_shot.resample(config)}
     return rj.datasets.read_images(files, **how)
-
-
-def _scaled(images: np.ndarray) -> jax.Array:
-    """The images in [0, 1]."""
-    return jnp.asarray(images, jnp.float32) / 255

@@ -26,9 +26,13 @@ usage: reptile-jax COMMAND ...
                                     or beyond it
   train --resume RUN [--data DIR]   go on with a run that was stopped
   evaluate RUN [--data DIR]         score a trained run on held-out tasks
+  plot RUN                          draw its pictures and report anew
   adapt RUN --support DIR --query IMAGES
                                     classify new images of new classes
+                                    RUN may be omniglot-5way and the like
   predict MODEL --query IMAGES      with a model that adapt --save made
+  export RUN --out FILE             the model with its adaptation, for JAX alone
+  demo [RUN]                        draw symbols on a page, and see it adapt
   download omniglot --out DIR       fetch Omniglot from its official repository
   presets                           the presets and their values
 
@@ -36,12 +40,21 @@ Every command takes --help."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit status; a person's mistake is one line, no traceback."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Runs a command and returns the exit status; a person's mistake is one line, no traceback.
+
+    Without `argv` the command is the process's own: a signal that ends it ends the process here.
+    """
+    status = _status(list(sys.argv[1:] if argv is None else argv))
+    if argv is None and status > 128:
+        signals.leave(status)
+    return status
+
+
+def _status(argv: list[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show is no failure
         sys.stdout.reconfigure(errors="replace")
     if not argv or argv[0] in ("-h", "--help"):
-        terminal.say(USAGE)
+        terminal.say(*USAGE.splitlines())
         return 0 if argv else 2
     try:
         return _run(*argv)

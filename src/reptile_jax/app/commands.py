@@ -12,6 +12,8 @@ import tyro
 import reptile_jax as rj
 from reptile_jax.app import (
     adapt,
+    models,
+    pictures,
     presets,
     processes,
     run_folder,
@@ -19,7 +21,7 @@ from reptile_jax.app import (
     tensorboard,
     terminal,
 )
-from reptile_jax.app.config import Config, FewShotConfig
+from reptile_jax.app.config import Config, FewShotConfig, precise
 from reptile_jax.app.experiments import EXPERIMENTS
 from reptile_jax.app.json_files import to_json, write_json
 
@@ -139,13 +141,25 @@ def evaluate(argv: list[str]) -> None:
         runner.evaluate(run, options.data, mesh=mesh, **changes)
 
 
+@dataclasses.dataclass(frozen=True)
+class _PlotOptions:
+    run: Annotated[Path, tyro.conf.Positional]  # folder of the run
+
+
+def plot(argv: list[str]) -> None:
+    """Draws a run's pictures anew, from its folder alone, and its report."""
+    options = tyro.cli(_PlotOptions, args=argv, prog="reptile-jax plot")
+    for path in pictures.draw(options.run):
+        terminal.say(str(path))
+
+
 # Both --query A B and --query A --query B.
 _Several: TypeAlias = tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class _AdaptOptions:
-    run: Annotated[Path, tyro.conf.Positional]  # folder of the run
+    run: Annotated[Path, tyro.conf.Positional]  # folder of the run, or omniglot-5way and the like
     support: Path  # folder with one folder of images per class
     query: _Several = ()  # images to classify, and folders of them
     transductive: bool = False  # normalise the query images together
@@ -200,7 +214,7 @@ def _show(
 ) -> None:
     """Shows the answers as a table and writes them, or only writes them to standard output."""
     if json == Path("-"):
-        terminal.say(to_json(answers))
+        terminal.say(*to_json(answers).splitlines())
         return
     # Of one folder, the paths in it.
     place = query[0] if len(query) == 1 and query[0].is_dir() else Path()
@@ -228,6 +242,44 @@ def _check_free(path: Path | None) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class _ExportOptions:
+    run: Annotated[Path, tyro.conf.Positional]  # folder of the run, or omniglot-5way and the like
+    out: Path  # a new file; FILE.json and FILE.safetensors go beside it
+    ways: int | None = None  # classes; by default the run's
+    transductive: bool = False  # normalise the query images together
+    eval_steps: int | None = None  # inner steps; by default the run's value
+
+
+def export(argv: list[str]) -> None:
+    """Writes a model with its adaptation as a program that needs JAX alone."""
+    options = tyro.cli(_ExportOptions, args=argv, prog="reptile-jax export")
+    model = models.adaptable(options.run)
+    if options.ways is not None:
+        model = model.for_ways(options.ways)
+    if options.eval_steps is not None:
+        model = dataclasses.replace(model, inner_steps=options.eval_steps)
+    with precise(model.card["config"].get("matmul_precision")):
+        rj.export(model, options.out, transductive=options.transductive)
+    terminal.say(f"{options.run} is in {options.out}, with {options.out}.json and .safetensors")
+
+
+@dataclasses.dataclass(frozen=True)
+class _DemoOptions:
+    # Folder of a run, or omniglot-20way and the like; by default omniglot-5way and sine-waves.
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    port: int | None = None  # of this machine; by default a free one
+    open: bool = True  # open the page in the browser
+
+
+def demo(argv: list[str]) -> None:
+    """Opens a page to draw on, whose model adapts as one watches."""
+    options = tyro.cli(_DemoOptions, args=argv, prog="reptile-jax demo")
+    from reptile_jax.app.demo import command  # the page alone needs a server
+
+    command.run(options.run, options.port, opens=options.open)
+
+
+@dataclasses.dataclass(frozen=True)
 class _DownloadOptions:
     out: Path  # folder for the two zip files
 
@@ -250,8 +302,7 @@ def download(argv: list[str]) -> None:
 def list_presets(argv: list[str]) -> None:
     """Shows the presets and their values."""
     if argv in (["--help"], ["-h"]):
-        usage = "usage: reptile-jax presets\n\nThe presets of train --preset and their values."
-        terminal.say(usage)
+        terminal.say("usage: reptile-jax presets", "", "The presets and their values.")
         return
     if argv:
         raise ValueError(f"presets takes no arguments, got {' '.join(argv)}.")
@@ -283,8 +334,11 @@ def _changes(name: str, config: Config) -> tuple[str, dict[str, Any]]:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
+    "plot": plot,
     "adapt": adapt_run,
     "predict": predict,
+    "export": export,
+    "demo": demo,
     "download": download,
     "presets": list_presets,
 }

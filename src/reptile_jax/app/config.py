@@ -6,12 +6,14 @@ The comment beside a field is its help on the command line. `Config.check` refus
 """
 
 import abc
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
 from types import NoneType
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
+import jax
 import numpy as np
 
 Classifier: TypeAlias = Literal["learned", "zero"]
@@ -32,6 +34,8 @@ class Config(abc.ABC):
     save_every: int = 1000  # meta steps between checkpoints
     give_up_after: int = 100  # meta steps in a row in which no task is finite
     seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    # Of products of float32 matrices; by default JAX's own, which depends on the device.
+    matmul_precision: Literal["bfloat16", "tensorfloat32", "float32"] | None = None
 
     @property
     @abc.abstractmethod
@@ -55,6 +59,13 @@ class Config(abc.ABC):
             value = getattr(self, name)
             if rule := _broken_rule(kinds[name], value, _bounds(type(self), name)):
                 yield f"{name} is {rule}, got {value!r}."
+
+
+def precise(matmul_precision: str | None) -> contextlib.AbstractContextManager[Any]:
+    """Inside, what is traced has this precision of matrix products; None leaves what was set."""
+    if matmul_precision is None:
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision(matmul_precision)
 
 
 def _bounds(config: type[Config], name: str) -> dict[str, Any]:

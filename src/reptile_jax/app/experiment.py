@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,7 +28,7 @@ class Experiment:
     held_out_tasks: rj.TaskDistribution
     loss_fn: Callable[[Any, Any], jax.Array]  # (params, batch) -> scalar
     inner_optimizer: optax.GradientTransformation
-    # (params, task) -> a dict. Numbers in it are reported by their names; the rest is for `draw`.
+    # (params, task) -> a dict. Numbers in it are reported by their names.
     score_fn: Callable[[Any, rj.Task], dict[str, Any]]
     main_score: str  # the name of the score that sums up the run
     score_every: int | None = None  # inner steps; by default only the start and the end are scored
@@ -47,8 +46,9 @@ class Experiment:
     measure: str = "score"  # what the scores measure: "accuracy"
     percent: bool = False  # scores are shown in per cent
     setting: str = ""  # of the held-out tasks, for the table's title: "5-way 1-shot"
-    # Draws the run's own picture, from the evaluations of all initialisations by name.
-    draw: Callable[[Path, Mapping[str, rj.Evaluation]], None] | None = None
+    # What a picture shows of a few held-out tasks: (params, task) -> a dict of arrays. By default
+    # what `score_fn` gives. `experiments.Entry.draw` draws it.
+    show_fn: Callable[[Any, rj.Task], dict[str, Any]] | None = None
 
 
 def key(seed: int, use: str) -> jax.Array:

@@ -8,7 +8,6 @@ Everything that a run leaves is in its folder.
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +15,11 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 import reptile_jax as rj
-from reptile_jax.app import experiments, processes, run_folder, scores, terminal
-from reptile_jax.app.config import Config
+from reptile_jax.app import experiments, pictures, processes, run_folder, scores, terminal
+from reptile_jax.app.config import Config, precise
 from reptile_jax.app.experiment import Experiment, key
 from reptile_jax.app.meta_training import OnMetrics, meta_train
 from reptile_jax.app.scores import OURS
@@ -96,7 +94,9 @@ def evaluate(
     processes.check_told_the_same(config)
     states = {OURS: run_folder.restore(folder, experiment.first_state)}
     told = {} if data is None else {"data": str(data)}
-    return _evaluate(folder, "evaluation", config, experiment, states, started, mesh, told)[OURS]
+    with precise(config.matmul_precision):
+        found = _evaluate(folder, "evaluation", config, experiment, states, started, mesh, told)
+    return found[OURS]
 
 
 def _open(
@@ -130,7 +130,7 @@ def _run(
     if experiment.summary:
         terminal.say(experiment.summary)
     train_key = key(config.seed, "training")
-    with run_folder.resumable(folder):
+    with run_folder.resumable(folder), precise(config.matmul_precision):
         state = meta_train(
             experiment.learner,
             run_folder.restore_or_start(folder, experiment.first_state),
@@ -149,8 +149,7 @@ def _run(
                     experiment.learner, states[name], tasks, train_key, config, title=name
                 )
         terminal.say(f"trained in {time.monotonic() - started:.0f} s")
-        evaluations = _evaluate(folder, "results", config, experiment, states, started, mesh)
-        _draw(folder, experiment, evaluations)
+        _evaluate(folder, "results", config, experiment, states, started, mesh)
     terminal.say(f"{time.monotonic() - started:.0f} s in all; the run is in {folder}")
 
 
@@ -173,6 +172,7 @@ def _evaluate(
     results = {
         "scores": {label: scores.curves(result) for label, result in evaluations.items()},
         "score": experiment.main_score,
+        "measure": experiment.measure,
         "tasks": config.eval_tasks,
         **told,
         "meta steps": step,
@@ -184,6 +184,8 @@ def _evaluate(
     finally:  # what cannot be kept is shown all the same
         scores.tabulate(config, experiment, evaluations, step)
     terminal.say(f"results are in {stored}")
+    pictures.keep(stored, config, experiment, states, evaluations)
+    pictures.draw(folder)
     return evaluations
 
 
@@ -208,17 +210,3 @@ def _score(
             report=lambda done, total: bar.update(done),
             mesh=mesh,
         )
-
-
-def _draw(folder: Path, experiment: Experiment, evaluations: Mapping[str, rj.Evaluation]) -> None:
-    from reptile_jax.app import plots  # pictures alone need matplotlib
-
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    column = lambda name: np.array([row[name] for row in rows], np.float64)
-    curves = {
-        "before the first inner step": (column("step"), column("first_loss")),
-        "before the last": (column("step"), column("last_loss")),
-    }
-    plots.learning_curve(folder / "learning_curve.png", folder.name, curves)
-    if experiment.draw is not None:
-        experiment.draw(folder, evaluations)

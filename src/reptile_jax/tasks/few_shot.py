@@ -251,7 +251,9 @@ def query_logits(
         return apply(params, query)
     join = lambda many, one: jnp.concatenate([many, one[None]])
     alone = lambda one: apply(params, jax.tree.map(join, support, one))[-1]
-    supports, queries = (len(jax.tree.leaves(tree)[0]) for tree in (support, query))
+    supports, queries = (np.shape(jax.tree.leaves(tree)[0])[0] for tree in (support, query))
+    if not (isinstance(supports, int) and isinstance(queries, int)):  # symbolic, in an export
+        return jax.lax.map(alone, query)
     # Vectorised over about 64 examples at a time: more would only take memory.
     at_once = max(1, 64 // (supports + 1))
     return jax.lax.map(alone, query, batch_size=min(at_once, queries))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 
 import reptile_jax as rj
-from reptile_jax.app import cli, run_folder
-from reptile_jax.app.config import FewShotConfig
+from reptile_jax.app import cli, json_files, run_folder
+from reptile_jax.app.config import FewShotConfig, precise
 from reptile_jax.app.experiments import few_shot
 from tests.app import small_images
 from tests.app.stopping import stop_at
@@ -154,7 +155,7 @@ def test_a_run_is_scored_on_another_folder(run, pictures, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_run_is_scored_on_classes_that_were_held_out_from_it(run, pictures, tmp_path):
-    names = json.loads((run / "classes.json").read_text())
+    names = json_files.read_json(run / "classes.json")
     held_out = copied(pictures, tmp_path / "held", [name[-1] for name in names["test"]])
     own = json.loads((run / "results.json").read_text())["scores"]
     assert scored(run, held_out)["scores"] == own
@@ -164,14 +165,14 @@ def test_a_run_is_scored_on_classes_that_were_held_out_from_it(run, pictures, tm
 
 @pytest.mark.slow
 def test_of_a_folder_that_is_split_the_test_classes_are_scored(run, pictures, tmp_path, capsys):
-    names = json.loads((run / "classes.json").read_text())
+    names = json_files.read_json(run / "classes.json")
     for split, chosen in names.items():
         copied(pictures, tmp_path / "split" / split, [name[-1] for name in chosen])
     own = json.loads((run / "results.json").read_text())["scores"]
     assert scored(run, tmp_path / "split")["scores"] == own
     argv = small_images.train_command(tmp_path / "split", "--meta-steps", "8", "--out", "b")
     assert cli.main(argv) == 0
-    assert json.loads(Path("b/classes.json").read_text()) == names
+    assert json_files.read_json(Path("b/classes.json")) == names
     assert "6 training and 2 held-out classes" in capsys.readouterr().out
 
 
@@ -188,7 +189,7 @@ def test_classes_that_a_run_was_trained_on_are_not_scored(run, pictures, tmp_pat
 @pytest.mark.slow
 def test_a_run_on_omniglot_is_scored_on_a_folder_of_images(run, pictures, tmp_path, capsys):
     """Such a run's own data set is not at hand; what is different is how the folder is found."""
-    fields = json.loads((run / "config.json").read_text())
+    fields = json_files.read_json(run / "config.json")
     fields.update(experiment="omniglot", dataset="omniglot", size=16)
     (run / "config.json").write_text(json.dumps(fields))
     (run / "classes.json").write_text(json.dumps({"train": ["Greek/character01"], "test": []}))
@@ -253,7 +254,7 @@ def test_sizes_that_cannot_be_met_are_found_before_training(pictures, capsys, tm
 @pytest.mark.slow
 def test_a_carried_state_is_scored_on_many_devices(run, pictures):
     """Training with it runs on one device; an evaluation starts every task from the same state."""
-    fields = json.loads((run / "config.json").read_text())
+    fields = json_files.read_json(run / "config.json")
     (run / "config.json").write_text(json.dumps({**fields, "inner_opt_state": "carry"}))
     assert cli.main(["evaluate", "run", "--data", str(pictures), "--devices", "2"]) == 0
     one, other = (json.loads((run / f"{n}.json").read_text()) for n in ("results", "evaluation"))
@@ -274,6 +275,20 @@ def test_a_classifier_at_zero_stays_there_outside_and_learns_inside():
     assert (state.params["params"]["Conv_0"]["kernel"] != start["Conv_0"]["kernel"]).any()
     np.testing.assert_allclose(info.losses[:, 0], np.log(5), rtol=1e-6)
     assert (info.losses[:, 2] < info.losses[:, 0]).all()
+
+
+@pytest.mark.parametrize(("asked", "precision"), [("tensorfloat32", "HIGH"), (None, "DEFAULT")])
+def test_a_precision_is_that_of_all_products_and_convolutions(asked, precision):
+    config = FewShotConfig(size=8, inner_steps=1, matmul_precision=asked)
+    learned, images = few_shot.learned_by(config), jnp.zeros((2, 1, 10, 8, 8, 1))
+    tasks = rj.Task(rj.Batch(images, jnp.zeros(images.shape[:3], jnp.int32)))
+    with precise(config.matmul_precision):
+        traced = jax.jit(learned.learner.step).trace(learned.first_state(), tasks)
+    for platform in ("cpu", "tpu", "cuda"):
+        lines = traced.lower(lowering_platforms=(platform,)).as_text().splitlines()
+        products = [line for line in lines if re.search(r"= stablehlo\.(dot_|convolution)", line)]
+        assert len(products) == 14  # of four convolutions and a classifier, without one's images
+        assert all(len(re.findall(rf"\b{precision}\b", line)) == 2 for line in products)
 
 
 def test_a_configurations_tasks_are_balanced_if_it_says_so():

@@ -1,10 +1,11 @@
 """The experiments, one file each, and the table of them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 
 from reptile_jax.app import presets
@@ -14,25 +15,33 @@ from reptile_jax.app.experiments import few_shot, sinusoid
 
 
 class Entry(NamedTuple):
-    """An experiment: the configuration it starts from, and what builds it.
+    """An experiment: the configuration it starts from, what builds it, and what draws its tasks.
 
     `build(config, mesh)`, or, where it reads a data set, `build(config, mesh, folder)`; and
     `build(config, mesh, folder, run)` to score a run, if it can be scored on other data as well.
+    `draw(path, steps, shown)` writes a PNG of a few held-out tasks: `steps` [points] are the inner
+    steps taken, `shown` has for each initialisation the arrays of `Experiment.show_fn` by name, led
+    by [tasks, points].
     """
 
     start: Config
     build: Callable[..., Experiment]
     needs_data: bool = False
     takes_other_data: bool = False
+    draw: Callable[[Path, np.ndarray, Mapping[str, Mapping[str, np.ndarray]]], None] | None = None
 
 
 # By the name that follows `train` and that `Config.experiment` gives.
 EXPERIMENTS: dict[str, Entry] = {
-    "sinusoid": Entry(SinusoidConfig(), sinusoid.build),
-    "omniglot": Entry(presets.PAPER["o15"], few_shot.build, True, True),
-    "mini-imagenet": Entry(presets.PAPER["m15"], few_shot.build, True, True),
+    "sinusoid": Entry(SinusoidConfig(), sinusoid.build, draw=sinusoid.draw),
+    "omniglot": Entry(presets.PAPER["o15"], few_shot.build, True, True, few_shot.draw),
+    "mini-imagenet": Entry(presets.PAPER["m15"], few_shot.build, True, True, few_shot.draw),
     "images": Entry(
-        dataclasses.replace(presets.PAPER["m15"], dataset="images"), few_shot.build, True, True
+        dataclasses.replace(presets.PAPER["m15"], dataset="images"),
+        few_shot.build,
+        True,
+        True,
+        few_shot.draw,
     ),
 }
 

@@ -1,11 +1,12 @@
 """N-way K-shot image classification, as in the paper (section 6.1, appendix A) and beyond it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -14,6 +15,7 @@ from reptile_jax.app.config import FewShotConfig
 from reptile_jax.app.experiment import Experiment, key
 from reptile_jax.app.json_files import read_json
 from reptile_jax.datasets import image_folder
+from reptile_jax.deploy import adaptation, recipes
 
 
 class Learned(NamedTuple):
@@ -52,6 +54,7 @@ def build(
         loss_fn=adaptation_loss(config, model, config.eval_batch, balanced=config.balanced_eval),
         inner_optimizer=learned.inner_optimizer,
         score_fn=rj.tasks.accuracy(model.apply),
+        show_fn=_showing(model.apply, transductive=config.transductive),
         main_score="transductive" if config.transductive else "non-transductive",
         measure="accuracy",
         percent=True,
@@ -66,11 +69,7 @@ def build(
 def learned_by(config: FewShotConfig, mesh: Mesh | None = None) -> Learned:
     """The network, the optimisers and the learner of a configuration."""
     model = network(config, config.ways)
-    # Adam with β1 = 0, without its useless first moment.
-    inner = optax.chain(
-        optax.scale_by_rms(decay=0.999, eps=1e-8, eps_in_sqrt=False, bias_correction=True),
-        optax.scale(-config.inner_rate),
-    )
+    inner = recipes.inner_adam(config.inner_rate)
     loss_fn = rj.nn.cross_entropy(model.apply, config.inner_batch)
     learner = rj.meta_learner(
         rj.reptile(loss_fn, inner),
@@ -86,24 +85,16 @@ def learned_by(config: FewShotConfig, mesh: Mesh | None = None) -> Learned:
 
 def network(config: FewShotConfig, ways: int) -> rj.nn.ConvNet:
     """The paper's network for the size of the images."""
-    net = rj.nn.omniglot_net if config.size < 64 else rj.nn.mini_imagenet_net
-    model = net(ways)
-    if config.classifier == "zero":
-        model = model.clone(classifier_init=jax.nn.initializers.zeros)
-    return model
+    return recipes.network(config.size, ways, config.classifier)
 
 
 def adaptation_loss(
     config: FewShotConfig, model: rj.nn.ConvNet, batch_size: int, *, balanced: bool
 ) -> Callable[[Any, rj.Batch], jax.Array]:
-    """The loss that held-out tasks are adapted by, in mini-batches of `batch_size`.
-
-    Weighed as in training, whose second moment Adam starts from. Balanced mini-batches of many
-    classes have to be larger than training's: their sum would make longer steps than any there, so
-    that they take the mean. The paper's protocol, which is not balanced, takes the sum.
-    """
-    size = max(config.inner_batch, batch_size) if balanced else config.inner_batch
-    return rj.nn.cross_entropy(model.apply, size)
+    """The loss that held-out tasks are adapted by, in mini-batches of `batch_size`."""
+    return adaptation.adaptation_loss(
+        model.apply, config.inner_batch, batch_size, balanced=balanced
+    )
 
 
 def meta_rate_schedule(config: FewShotConfig) -> optax.Schedule:
@@ -126,20 +117,8 @@ def classifier_left_alone(
 
 
 def for_ways(ways: int, state: rj.MetaState) -> rj.MetaState:
-    """A state whose classifier starts at zero, for as many ways.
-
-    Such a classifier is one for any number of classes. The inner optimiser's state of it is
-    averaged over the classes that it was trained with, which are drawn in a uniform order, so that
-    nothing tells them apart. For another number of ways that is an approximation: gradients of the
-    classifier shrink with the number of classes.
-    """
-
-    def resize(is_classifier, leaf):  # whose last axis is the ways
-        if not is_classifier or leaf.shape[-1:] == (ways,):
-            return leaf
-        return jnp.broadcast_to(leaf.mean(-1, keepdims=True), (*leaf.shape[:-1], ways))
-
-    return jax.tree.map(resize, rj.nn.classifier_mask(state), state)
+    """A state whose classifier starts at zero, for as many ways."""
+    return adaptation.resized(ways, state)
 
 
 def load_data(config: FewShotConfig, data: Path) -> rj.datasets.ImageSplits:
@@ -249,3 +228,33 @@ def _check_ways(config: FewShotConfig, ways: int, number: int, split: str, share
             f"{ways} ways, but there are only {number} {split} classes: give fewer ways (--ways), "
             f"more classes{more}."
         )
+
+
+def _showing(
+    apply: Callable[..., Any], *, transductive: bool
+) -> Callable[[Any, rj.Task], dict[str, jax.Array]]:
+    """What the picture of an episode shows."""
+
+    def show(params, task):
+        inputs, labels, support = task.query
+        how = {"transductive": transductive}
+        logits = rj.tasks.query_logits(apply, params, support.inputs, inputs, **how)
+        return {
+            "support": support.inputs,
+            "support_labels": support.targets,
+            "query": inputs,
+            "query_labels": labels,
+            "probabilities": jax.nn.softmax(logits),
+        }
+
+    return show
+
+
+def draw(path: Path, steps: np.ndarray, shown: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Draws a sheet of episodes: support and query images, and the predictions."""
+    from reptile_jax.app import plots  # the picture alone needs matplotlib
+
+    for arrays in shown.values():  # one initialisation
+        images = {name: arrays[name][:, 0] for name in ("support", "query")}
+        labels = {name: arrays[f"{name}_labels"][:, 0].astype(int) for name in images}
+        plots.episodes(path, steps, images, labels, arrays["probabilities"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -14,7 +15,6 @@ from reptile_jax.app.config import SinusoidConfig
 from reptile_jax.app.experiment import Experiment, key
 
 DRAWN_STEPS = (0, 1, 8, 32)  # inner steps in the picture
-DRAWN_WAVES = 3
 
 
 def build(config: SinusoidConfig, mesh: Mesh | None = None) -> Experiment:
@@ -53,7 +53,6 @@ def build(config: SinusoidConfig, mesh: Mesh | None = None) -> Experiment:
                 steps=1, batch_size=config.inner_steps * config.inner_batch
             ),
         },
-        draw=_draw,
     )
 
 
@@ -63,31 +62,34 @@ def _scoring(apply: Callable[..., Any], loss_fn: Callable[..., Any]) -> Callable
     def score(params, task):
         x, wave = task.query
         given = jax.tree.map(lambda leaf: leaf[0, :, 0], task.support)
-        shown = {"x": x[:, 0], "wave": wave[:, 0], "given": given}
         return {
             "error": loss_fn(params, task.query),
             "prediction": apply(params, x)[:, 0],
-            **shown,
+            "x": x[:, 0],
+            "wave": wave[:, 0],
+            "given_x": given.inputs,
+            "given_y": given.targets,
         }
 
     return score
 
 
-def _draw(folder: Path, evaluations: Mapping[str, rj.Evaluation]) -> None:
+def draw(path: Path, steps: np.ndarray, shown: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Draws waves, the points given, and what each initialisation predicts of them."""
     from reptile_jax.app import plots  # the picture alone needs matplotlib
 
-    some = next(iter(evaluations.values())).scores
-    waves = min(DRAWN_WAVES, len(some["wave"]))
+    some = next(iter(shown.values()))
+    points = {step: point for point, step in enumerate(steps.tolist()) if step in DRAWN_STEPS}
     plots.adaptation(
-        folder / "adaptation.png",
+        path,
         some["x"][0, 0],
-        some["wave"][:waves, 0],
-        [(some["given"].inputs[i, 0], some["given"].targets[i, 0]) for i in range(waves)],
+        list(some["wave"][:, 0]),
+        list(zip(some["given_x"][:, 0], some["given_y"][:, 0], strict=True)),
         {
             name: [
-                {step: outputs[step] for step in DRAWN_STEPS if step < len(outputs)}
-                for outputs in evaluation.scores["prediction"][:waves]
+                {step: outputs[point] for step, point in points.items()}
+                for outputs in arrays["prediction"]
             ]
-            for name, evaluation in evaluations.items()
+            for name, arrays in shown.items()
         },
     )

@@ -1,0 +1,13 @@
+"""The demo computes in threads of its server, where a context of this one has no effect."""
+
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def settings_of_a_person_everywhere(as_a_person_has_it):
+    before = jax.config.jax_numpy_dtype_promotion
+    with as_a_person_has_it():
+        jax.config.update("jax_numpy_dtype_promotion", "standard")
+        yield
+        jax.config.update("jax_numpy_dtype_promotion", before)
