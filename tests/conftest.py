@@ -1,6 +1,7 @@
 """Strict numerics for every test: nothing is promoted silently, and a warning is an error."""
 
 import os
+import signal
 
 # Almost all of the suite's time is compilation, and no result depends on how hard the compiler's
 # last stage tries. Eight devices, for what must not depend on their number. JAX reads the flags
@@ -17,6 +18,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 import optax
 import pytest
+
+# Under `nohup` a hang-up would be ignored, here and in the processes that tests start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -63,6 +63,7 @@ def assert_alike(answers, expected):
         np.testing.assert_allclose(*chances, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_single_images_and_folders_are_classified_in_the_order_given(trained, support, capsys):
     argv = ["adapt", trained, "--support", support]
     one, other, *_, last = sorted(Path("query").iterdir())

@@ -54,6 +54,7 @@ def test_the_order_of_the_support_set_does_not_matter(model, task):
     np.testing.assert_allclose(first, other, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_mini_batches_are_drawn_as_in_training(model):
     labels = np.array([0, 1, 1, 1, 1, 2, 2])
     plain = dataclasses.replace(model, balanced=False, batch_size=5, inner_steps=7)
@@ -84,6 +85,7 @@ def test_passes_are_shuffled_evenly(model):
     assert (abs(counts - 160) < 50).all()
 
 
+@pytest.mark.slow
 def test_balanced_mini_batches_of_many_classes_take_the_mean(model, task):
     large = dataclasses.replace(model, batch_size=12, training_batch=5)
     mean = dataclasses.replace(model, batch_size=12, training_batch=None)
@@ -93,6 +95,7 @@ def test_balanced_mini_batches_of_many_classes_take_the_mean(model, task):
     np.testing.assert_allclose(first(summed), first(mean) * 12 / 5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_another_number_of_classes(model, task):
     support, _, query = task
     five = model.for_ways(5)

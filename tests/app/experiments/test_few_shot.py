@@ -27,6 +27,7 @@ def test_train_images_learns_and_scores(trained):
     assert accuracy["non-transductive"]["mean"][-1] > 0.75
 
 
+@pytest.mark.slow
 def test_evaluate_scores_the_run_again(run, pictures, capsys):
     in_training = json.loads((run / "results.json").read_text())["scores"]
     assert cli.main(["evaluate", str(run), "--data", str(pictures)]) == 0
@@ -62,6 +63,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     chex.assert_trees_all_equal(*states)
 
 
+@pytest.mark.slow
 def test_a_signal_during_evaluation_leaves_and_resuming_only_evaluates(
     trained, run, pictures, monkeypatch, capsys
 ):
@@ -205,6 +207,7 @@ def test_a_run_on_omniglot_is_scored_on_a_folder_of_images(run, pictures, tmp_pa
         assert "Omniglot is not complete in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_balanced_mini_batches(run, pictures, capsys):
     argv = ["evaluate", "run", "--data", str(pictures), "--balanced-eval", "True"]
     assert cli.main([*argv, "--eval-batch", "3"]) == 1
@@ -291,6 +294,7 @@ def test_a_precision_is_that_of_all_products_and_convolutions(asked, precision):
         assert all(len(re.findall(rf"\b{precision}\b", line)) == 2 for line in products)
 
 
+@pytest.mark.slow
 def test_a_configurations_tasks_are_balanced_if_it_says_so():
     balanced = lambda tasks, each: (
         np.sort(tasks.sample(jax.random.key(0)).support.targets) == np.arange(5).repeat(each)

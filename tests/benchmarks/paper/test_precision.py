@@ -29,6 +29,7 @@ def as_tf32(array):
 ROUNDED = {"tensorfloat32": as_tf32, "bfloat16": as_bfloat16, "float32": np.float64}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", precision.KINDS)
 def test_operands_are_rounded_forward_and_backward_and_sums_are_not(kind):
     rounded, normal = ROUNDED[kind], jax.random.normal
@@ -67,6 +68,7 @@ def test_the_convolutions_products_are_rounded_and_later_ones_are_not():
     np.testing.assert_array_equal(convolved(image, kernel), exact)
 
 
+@pytest.mark.slow
 def test_a_training_is_recorded_with_its_kind_and_found_again(tmp_path, monkeypatch, capsys):
     splits = image_splits(6, 6)
     monkeypatch.setattr(rj.datasets, "load_omniglot", lambda folder: splits)

@@ -45,6 +45,7 @@ def image_splits(train_classes, test_classes):
     )
 
 
+@pytest.mark.slow
 def test_a_training_at_other_ways_is_scored_at_the_asked_ones():
     splits = image_splits(6, 2)  # held-out tasks of five ways could not be drawn
     recipe = recipe_list.Recipe({"classifier": "zero"}, averaged=True)
