@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import reptile_jax as rj
 from benchmarks.paper import recipe_list, recipes
