@@ -59,6 +59,7 @@ ROOMS: dict[str, dict[str, Command]] = {
         ),
         "large_model": _script("peak memory of large models", "1 minute", "memory:large_model"),
         "start_up": _script("time to the first meta step", "1.5 minutes", "start_up:first_step"),
+        "demo": _script("from a stroke in the demo to its answer", "1 minute", "demo:strokes"),
         "devices": _script(
             "two virtual devices on the same cores, and a cost model",
             "5 minutes",

@@ -1,5 +1,6 @@
 """Adapting to new classes: the answers, the mini-batches, and what is refused."""
 
+import contextlib
 import functools
 import json
 import shutil
@@ -127,6 +128,22 @@ def test_a_model_is_adapted_only_to_be_kept_and_never_overwritten(trained, suppo
     assert cli.main([*argv, "--eval-steps", "3"]) == 1
     assert "a/model exists, and a model is never overwritten" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in Path("a").rglob("*") if path.is_file()}
+
+
+def test_what_others_put_there_meanwhile_stays(trained, support, monkeypatch):
+    def busy(*given, read=adapt._read):
+        Path("model").mkdir()
+        Path("model/notes.txt").write_text("mine")
+        return read(*given)
+
+    monkeypatch.setattr(adapt, "_read", busy)
+    with pytest.raises(FileExistsError, match="model exists"):
+        adapt.adapt(trained, support, save=Path("model"))
+    assert [path.name for path in Path("model").iterdir()] == ["notes.txt"]
+    with contextlib.suppress(KeyError), run_folder.emptied_on_failure(Path("model")):
+        Path("model/half").mkdir()
+        raise KeyError
+    assert [path.name for path in Path("model").iterdir()] == ["notes.txt"]
 
 
 def test_what_is_no_adapted_model_is_refused(trained, support, capsys):

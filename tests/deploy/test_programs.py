@@ -126,6 +126,47 @@ def test_nothing_is_overwritten(model, exported):
     assert exported.read_bytes() == before
 
 
+def test_a_full_disk_leaves_nothing_and_another_export_stays(tmp_path, monkeypatch):
+    first, second = tmp_path / "a", tmp_path / "b"
+    second.write_text("of somebody else, meanwhile")
+    with pytest.raises(FileExistsError):
+        programs._write_new({first: b"1", second: b"2"})
+    assert not first.exists()
+    assert second.read_text() == "of somebody else, meanwhile"
+
+    monkeypatch.setattr(Path, "open", lambda path, mode: _Full(path, mode))
+    with pytest.raises(OSError, match=r"No space left on device: .*a"):
+        programs._write_new({first: b"1"})
+    assert not first.exists()
+
+
+class _Full:
+    """A new file on a full disk."""
+
+    def __init__(self, path, mode):
+        self.file = open(path, mode)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def write(self, content):
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.attack
+def test_only_regular_files_are_loaded(tmp_path):
+    os.mkfifo(tmp_path / "model")
+    with pytest.raises(OSError, match=r"model is a named pipe"):
+        rj.deploy.load(tmp_path / "model")
+    (tmp_path / "whole").write_bytes(b"x")
+    (tmp_path / "whole.json").write_bytes(b"[" * 200_000)
+    with pytest.raises(ValueError, match=r"whole is damaged: the JSON beside it"):
+        rj.deploy.load(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("size", [len, lambda x: x.shape[0]])
 def test_a_model_that_needs_to_know_its_sizes_says_so(curve, tmp_path, size):
     odd = dataclasses.replace(curve, apply=lambda p, x: x @ p["slope"] if size(x) > 3 else x)

@@ -154,9 +154,13 @@ def _check_asked(query: Path | Sequence[Path], save: Path | None) -> None:
     if save is not None:
         run_folder.check_local(str(save))
         rj.checkpoint.check_path(save)
-    if save is not None and save.exists() and not (save.is_dir() and not any(save.iterdir())):
+        _check_free(save)
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(
-            f"{save} exists, and a model is never overwritten: give another --save, or remove it."
+            f"{folder} exists, and a model is never overwritten: give another --save, or remove it."
         )
 
 
@@ -172,6 +176,7 @@ def _save(folder: Path, model: AdaptedModel, source: dict[str, str]) -> None:
         "config": dataclasses.asdict(model.config),
         "environment": run_folder.environment(),
     }
+    _check_free(folder)  # others may have put something there meanwhile
     with run_folder.emptied_on_failure(folder):
         rj.checkpoint.save(folder / "checkpoints", state)
         write_json(folder / _FILE, fields, is_checked=True)

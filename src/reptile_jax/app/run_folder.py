@@ -50,12 +50,17 @@ def create(out: Path | None, name: str, config: Config, files: Mapping[str, Any]
 
 @contextlib.contextmanager
 def emptied_on_failure(folder: Path) -> Iterator[None]:
-    """If making what the folder is for fails, leaves nothing in it: the next try finds it free."""
+    """If making what the folder is for fails, leaves nothing new in it: the next try finds it free.
+
+    What was there before stays.
+    """
+    inside = lambda: set(folder.iterdir()) if folder.is_dir() else set()
+    before = inside()
     try:
         yield
     except BaseException:
-        for path in folder.iterdir() if folder.is_dir() else ():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in inside() - before:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         raise
 
 

@@ -11,10 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
+from reptile_jax._files import open_file
 from reptile_jax.deploy import tensors
 from reptile_jax.deploy.adaptable import AdaptableModel
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+
+_LARGEST = 2**31  # bytes of a program
 
 
 def export(
@@ -77,10 +80,26 @@ def export(
         },
         "card": dict(model.card),
     }
-    files[2].write_bytes(tensors.saved({"params": model.params}))
-    files[1].write_text(json.dumps(facts, indent=2, default=str) + "\n")
-    path.write_bytes(content)
+    text = json.dumps(facts, indent=2, default=str) + "\n"
+    contents = content, text.encode(), tensors.saved({"params": model.params})
+    _write_new(dict(zip(files, contents, strict=True)))
     return path
+
+
+def _write_new(contents: dict[Path, bytes]) -> None:
+    """Writes all files or none, and none that is there."""
+    written = []
+    try:
+        for path, content in contents.items():
+            with path.open("xb") as file:
+                written.append(path)
+                file.write(content)
+    except BaseException as error:
+        for path in written:
+            path.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def load(path: Path | str) -> Callable[[Any, Any, Any], jax.Array]:
@@ -90,13 +109,14 @@ def load(path: Path | str) -> Callable[[Any, Any, Any], jax.Array]:
       FileNotFoundError: if it, or the JSON beside it, is missing.
       ValueError: if it is damaged, or has expired for this version of JAX.
     """
-    content, beside = Path(path).read_bytes(), Path(f"{path}.json").read_text()
+    with open_file(path, _LARGEST) as program, open_file(f"{path}.json", _LARGEST) as beside:
+        content, written = program.read(), beside.read()
     try:
-        facts = json.loads(beside)
+        facts = json.loads(written)
         version, problem = facts["jax"], "damaged: its checksum is not that in the JSON beside it."
         if facts["sha256"] == hashlib.sha256(content).hexdigest():
             problem = _why_unreadable(content, version)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         problem = "damaged: the JSON beside it cannot be read."
     if problem:
         raise ValueError(f"{path} is {problem}")

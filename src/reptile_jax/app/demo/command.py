@@ -34,7 +34,8 @@ def run(model: Path | None, port: int | None, *, opens: bool) -> None:
         address = f"http://{server.HOST}:{listening.getsockname()[1]}/"
         terminal.say(about, f"The page is at {address}, for this machine alone. Ctrl-C ends it.")
         if opens:
-            webbrowser.open(address)
+            # A browser of the console waits for the page, and this for the browser.
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
         server.serve(server.application(symbols, waves, about), listening)
 
 
