@@ -127,9 +127,10 @@ ROOMS: dict[str, dict[str, Command]] = {
             "reptile_vs_maml",
         ),
     },
+    "uses": {},
     "pages": {
         "report": Command(
-            "writes the tables and pictures of docs/results from the JSON alone",
+            "writes the tables and pictures of docs/results and docs/uses from the JSON alone",
             "half a minute",
             "benchmarks.report:main",
         ),

@@ -1,4 +1,4 @@
-"""Writes the tables and pictures of docs/results from the records alone."""
+"""Writes the tables and pictures of docs/results and docs/uses from the records alone."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,8 +9,9 @@ from benchmarks.comparison import page as comparison_page
 from benchmarks.comparison.contest import SIZES
 from benchmarks.paper import page as paper_page
 from benchmarks.speed import page as speed_page
+from benchmarks.uses import page as uses_page
 
-PAGES = Path(__file__).parent.parent / "docs" / "results"
+PAGES = Path(__file__).parent.parent / "docs"
 
 
 def pages(results: Path, folder: Path, size: str) -> dict[Path, str]:
@@ -18,14 +19,18 @@ def pages(results: Path, folder: Path, size: str) -> dict[Path, str]:
 
     Args:
       results: the folder of the records.
-      folder: of the pages.
+      folder: of the documentation.
       size: of the experiments in the comparison.
     """
-    paths = {name: folder / f"{name}.md" for name in ("speed", "paper", "reptile_and_maml")}
+    speed, paper, comparison = (
+        folder / "results" / f"{name}.md" for name in ("speed", "paper", "reptile_and_maml")
+    )
+    uses = [folder / "uses" / f"{name}.md" for name in uses_page.PAGES]
     found = {
-        paths["speed"]: speed_page.parts(results, paths["speed"]),
-        paths["paper"]: paper_page.parts(results, paths["paper"]),
-        paths["reptile_and_maml"]: comparison_page.parts(results, paths["reptile_and_maml"], size),
+        speed: speed_page.parts(results, speed),
+        paper: paper_page.parts(results, paper),
+        comparison: comparison_page.parts(results, comparison, size),
+        **{page: uses_page.parts(results, page) for page in uses},
     }
     filled = {}
     for path, parts in found.items():
@@ -41,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__)
     parser.add_argument("--size", choices=tuple(SIZES), default="small", help="of the comparison")
     parser.add_argument("--out", type=Path, default=records.RESULTS, help="where results are")
-    parser.add_argument("--pages", type=Path, default=PAGES, help="the folder of the pages")
+    parser.add_argument("--pages", type=Path, default=PAGES, help="the folder docs")
     args = parser.parse_args(argv)
     speed_page.draw(args.out)
     paper_page.draw(args.out)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 
 import jax
 
@@ -69,9 +70,14 @@ def _contenders(workload: Workload) -> dict:
     contenders = {
         "reptile_jax": ours(workload, tasks, at_once),
         "bare matrix products": arms.bare_products(workload, 5, at_once or 1),
-        "PyTorch eager": torch_arms.eager(model, params, tasks, inner),
         "PyTorch torch.func, vmap": torch_arms.vectorised(model, params, tasks, rate, images),
     }
+    for last, compiled in itertools.product((False, True) if images else (False,), (False, True)):
+        name = (
+            f"PyTorch {'torch.compile' if compiled else 'eager'}{', channels last' if last else ''}"
+        )
+        how = {"channels_last": last, "compiled": compiled}
+        contenders[name] = torch_arms.one_by_one(model, params, tasks, inner, **how)
     two = rj.task_mesh(jax.devices()[:2])
     if images and two.size == 2:
         contenders[_ON_TWO] = ours(workload, rj.replicate(tasks, two), mesh=two)

@@ -83,18 +83,33 @@ def from_flax(params) -> list[torch.Tensor]:
     return [torch.from_numpy(np.ascontiguousarray(leaf)) for leaf in ordered]
 
 
-def eager(model, params, tasks, optimizer: Callable) -> Callable:
+def one_by_one(
+    model,
+    params,
+    tasks,
+    optimizer: Callable,
+    *,
+    channels_last: bool = False,
+    compiled: bool = False,
+) -> Callable:
     """Task after task: load θ, step on each mini-batch, add up the deltas.
 
     Args:
       model, params: the Flax model that it is the like of, and where it starts.
       tasks: a meta-batch of the library's.
       optimizer: makes the inner optimiser of parameters; kept from task to task.
+      channels_last: the memory format of images and kernels.
+      compiled: network and loss by `torch.compile`, which needs a C++ compiler.
 
     Returns:
       A function that takes one meta step and returns the new parameters.
     """
     module, inputs, targets, loss_fn = _module(model, params, tasks)
+    if channels_last:  # of [tasks, steps, batch, c, h, w], which is no memory format's
+        module.to(memory_format=torch.channels_last)
+        inputs = inputs.movedim(3, -1).contiguous().movedim(-1, 3)
+    loss_of = lambda x, y: loss_fn(module(x), y)
+    loss_of = torch.compile(loss_of) if compiled else loss_of
     params = list(module.parameters())
     inner = optimizer(params)
 
@@ -107,7 +122,7 @@ def eager(model, params, tasks, optimizer: Callable) -> Callable:
                 torch._foreach_copy_(params, theta)
             for x, y in zip(task_inputs, task_targets, strict=True):
                 inner.zero_grad(set_to_none=True)
-                loss_fn(module(x), y).backward()
+                loss_of(x, y).backward()
                 inner.step()
             with torch.no_grad():
                 torch._foreach_add_(total, params)

@@ -40,10 +40,18 @@ def jitted(step: Callable, *, donate: bool) -> Callable:
 
 def check_usable(state: Any, *, donated: bool = False) -> None:
     """Raises a ValueError for a state that was donated, or that cannot be `donated`."""
-    kinds = [(p, x) for p, x in jax.tree_util.tree_leaves_with_path(state) if _is_array(x)]
+    arrays = [leaf for leaf in jax.tree.leaves(state) if _is_array(leaf)]
+    is_one_twice = donated and len({*map(id, arrays)}) < len(arrays)
+    if is_one_twice or any(leaf.is_deleted() for leaf in arrays):
+        _raise_unusable(state, donated)  # paths take time, and every step comes by here
+
+
+def _raise_unusable(state: Any, donated: bool) -> None:
     paths: dict[int, str] = {}
     copy = "jax.tree.map(jnp.copy, state)"
-    for keys, leaf in kinds:
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if not _is_array(leaf):
+            continue
         path = jax.tree_util.keystr(keys).removeprefix(".")
         if leaf.is_deleted():
             raise ValueError(

@@ -68,7 +68,7 @@ def test_what_is_no_model_is_refused(tmp_path, capsys):
     assert cli.main(["export", "sine-waves", "--out", "a", "--eval-steps", "0"]) == 1
     assert "inner_steps is at least 1, got 0" in capsys.readouterr().err
     assert cli.main(["export", "sine-waves", "--out", "none/a"]) == 1
-    assert "none/a.safetensors: No such file" in capsys.readouterr().err
+    assert "none/a: No such file" in capsys.readouterr().err
     assert cli.main(["export", "sine-waves", "--out", "a", "--eval-steps", "3"]) == 0
     assert "sine-waves is in a, with a.json and .safetensors" in capsys.readouterr().out
     assert cli.main(["export", "sine-waves", "--out", "a"]) == 1

@@ -1,6 +1,7 @@
 """The pictures and the report of a run, drawn from its folder alone."""
 
 import json
+import os
 import re
 import shutil
 
@@ -74,6 +75,34 @@ def test_a_damaged_file_of_tasks_is_named_and_the_rest_is_drawn(run, tmp_path, c
     names = {path.name for path in pictures.draw(tmp_path)}
     assert "scores.png" in names
     assert "adaptation.png" not in names
+    assert "adaptation.npz is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("results.json", "{}"),
+        ("results.json", "[]"),
+        ("results.json", '{"score": "error", "scores": {"Reptile": {"error": {"mean": [1.0]}}}}'),
+        ("metrics.jsonl", '{"a": 1}\n'),
+        ("metrics.jsonl", '{"step": "x"}\n'),
+    ],
+)
+def test_files_with_other_fields_are_named(run, tmp_path, name, content):
+    for path in run.glob("*.json*"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{tmp_path}.* is damaged"):
+        pictures.draw(tmp_path)
+
+
+@pytest.mark.attack
+def test_a_pipe_in_the_place_of_the_tasks_is_not_waited_for(run, tmp_path, capsys):
+    for path in run.glob("*.json*"):
+        shutil.copy(path, tmp_path)
+    os.mkfifo(tmp_path / "adaptation.npz")
+    assert "scores.png" in {path.name for path in pictures.draw(tmp_path)}
     assert "adaptation.npz is damaged" in capsys.readouterr().err
 
 

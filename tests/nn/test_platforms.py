@@ -73,6 +73,13 @@ def test_batch_norm(platform):
         close(second_order(batch_norm, *args), second_order(reference, *args), 1e-8)
 
 
+def test_batch_norm_of_no_examples(platform):
+    one = jnp.ones(3)
+    value, gradients = value_and_gradients(batch_norm, jnp.zeros((0, 3)), one, one)
+    assert value.shape == (0, 3)
+    assert [gradient.shape for gradient in gradients] == [(0, 3), (3,), (3,)]
+
+
 def test_batch_norm_far_from_zero(platform):
     # A mean of squares minus a squared mean would lose all digits here.
     x = normal(0, 64, 3, dtype=jnp.float32)
@@ -116,3 +123,15 @@ def test_batch_norm_that_is_pooled(platform, size):
         args = normal(0, 2, *size, 3), jnp.array([0.7, -1.3, 1.0]), normal(2, 3)
         close(value_and_gradients(ours, *args), value_and_gradients(reference, *args))
         close(second_order(ours, *args), second_order(reference, *args), 1e-8)
+
+
+def test_batch_norm_that_is_pooled_chooses_as_max_pool_does(platform):
+    # The first of equal maxima has the gradient, and NaN is handed on.
+    x = jnp.array([1.0, 1.0, 2.0, 0.0, 3.0, 3.0, jnp.nan, 1.0], jnp.float32).reshape(1, 2, 4, 1)
+    one, zero = jnp.ones(1), jnp.zeros(1)
+    norm = lambda x, scale: max_pool(batch_norm(x, scale, zero), (2, 2), (2, 2), "SAME")
+    pooled = lambda x, scale: pooled_batch_norm(1e-3, x, scale, zero)
+    for images in (x, x[:, :, :2]):
+        for scale in (one, -one):
+            theirs, ours = (value_and_gradients(f, images, scale) for f in (norm, pooled))
+            close(ours, theirs, 1e-5)

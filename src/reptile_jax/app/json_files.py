@@ -102,7 +102,7 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
       OSError: if it cannot be written, with its name; nothing is left of the new one.
     """
-    new = path.with_name(path.name + ".tmp")
+    new = path.with_name(f".{path.name}.reptile-jax")  # nobody else's name
     with _naming(path):
         new.unlink(missing_ok=True)
         try:

@@ -5,8 +5,9 @@ beside evaluation.json the same with "evaluation-" before their names. learning_
 training, and report.html has everything.
 """
 
+import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from reptile_jax.app import report, run_folder, terminal
 from reptile_jax.app.config import Config
 from reptile_jax.app.experiment import Experiment, key
 from reptile_jax.app.experiments import EXPERIMENTS
-from reptile_jax.app.json_files import read_json, read_json_lines, write_whole
+from reptile_jax.app.json_files import check_regular, read_json, read_json_lines, write_whole
 
 SHOWN = 3  # tasks in a picture
 
@@ -63,17 +64,29 @@ def draw(folder: Path) -> list[Path]:
     if not rows and not found:
         raise ValueError(f"{folder} has nothing to draw: its training has not begun.")
     if rows:
-        drawn.append(_learning_curve(folder, rows))
+        with _naming(folder / "metrics.jsonl"):
+            drawn.append(_learning_curve(folder, rows))
     show = EXPERIMENTS[config.experiment].draw
     for results in found:
         fields = read_json(results)
-        plots.scores(_beside(results, "scores.png"), _measure(fields), fields["scores"])
+        with _naming(results):
+            plots.scores(_beside(results, "scores.png"), _measure(fields), fields["scores"])
         drawn.append(_beside(results, "scores.png"))
         arrays = _load(_beside(results, "adaptation.npz"))
         if show is not None and arrays is not None:
             show(_beside(results, "adaptation.png"), *arrays)
             drawn.append(_beside(results, "adaptation.png"))
-    return [*drawn, report.write(folder, drawn)]
+    with _naming(folder):
+        return [*drawn, report.write(folder, drawn)]
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """The error names what is damaged: fields that are not as they were raise almost anything."""
+    try:
+        yield
+    except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
 
 def _learning_curve(folder: Path, rows: list[dict[str, Any]]) -> Path:
@@ -118,15 +131,16 @@ def _load(path: Path) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]] | N
     if not path.exists():
         return None
     try:
+        check_regular(path)
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         steps, found = arrays.pop("steps"), {}
+        for name, values in arrays.items():
+            label, _, field = name.rpartition("/")
+            found.setdefault(label, {})[field] = np.broadcast_to(
+                values, (len(values), len(steps), *values.shape[2:])
+            )
     except Exception as error:  # a damaged file raises almost anything
         terminal.fail(f"{path} is damaged, and is not drawn: {error}")
         return None
-    for name, values in arrays.items():
-        label, _, field = name.rpartition("/")
-        found.setdefault(label, {})[field] = np.broadcast_to(
-            values, (len(values), len(steps), *values.shape[2:])
-        )
     return steps, found

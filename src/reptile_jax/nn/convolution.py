@@ -119,9 +119,7 @@ def _kernel_gradient(
 
     def native(image, cotangent):
         shape = (*geometry.kernel, image.shape[3], cotangent.shape[3])
-        return _transpose(
-            lambda image, kernel: _native(geometry, image, kernel), dtype, shape, image, cotangent
-        )
+        return _transpose(partial(_native, geometry), dtype, shape, image, cotangent)
 
     ours = partial(products.kernel_gradient, geometry, dtype)
     return _by_platform(ours, native, image, cotangent)
@@ -135,16 +133,15 @@ def _image_gradient(
 
     def native(cotangent, kernel):
         shape = (len(cotangent), *geometry.image, kernel.shape[2])
-        return _transpose(
-            lambda kernel, image: _native(geometry, image, kernel), dtype, shape, kernel, cotangent
-        )
+        of_image = lambda kernel, image: _native(geometry, image, kernel)
+        return _transpose(of_image, dtype, shape, kernel, cotangent)
 
     ours = partial(products.image_gradient, geometry, dtype)
     return _by_platform(ours, native, cotangent, kernel)
 
 
-def _by_platform(products, native, *args: jax.Array) -> jax.Array:
-    on_cpu, elsewhere = (partial(products, on_cpu=on_cpu) for on_cpu in (True, False))
+def _by_platform(ours, native, *args: jax.Array) -> jax.Array:
+    on_cpu, elsewhere = (partial(ours, on_cpu=on_cpu) for on_cpu in (True, False))
     return lax.platform_dependent(*args, cpu=on_cpu, tpu=native, default=elsewhere)
 
 

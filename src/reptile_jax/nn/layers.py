@@ -122,18 +122,19 @@ def _batch_norm_forward(epsilon, x, scale, bias):
     wide = x.astype(np.promote_types(x.dtype, jnp.float32)).reshape(-1, x.shape[-1])
     mean, variance = _moments(wide)
     inverse = lax.rsqrt(variance + epsilon)[None]
-    normed = (wide - mean[None]) * inverse
-    y = normed * scale.astype(wide.dtype)[None] + bias.astype(wide.dtype)[None]
-    return y.astype(x.dtype).reshape(x.shape), (normed, inverse, scale, bias)
+    # What is saved is centred, not normed: the variance has already made that.
+    centred = wide - mean[None]
+    y = centred * (inverse * scale.astype(wide.dtype)[None]) + bias.astype(wide.dtype)[None]
+    return y.astype(x.dtype).reshape(x.shape), (centred, inverse, scale, bias)
 
 
 def _batch_norm_backward(epsilon, saved, cotangent):
-    normed, inverse, scale, bias = saved
-    g = cotangent.reshape(normed.shape).astype(normed.dtype)
-    d_bias, d_scale = _sums(g, g * normed)
-    count = normed.shape[0]
+    centred, inverse, scale, bias = saved
+    g = cotangent.reshape(centred.shape).astype(centred.dtype)
+    d_bias, moment = _sums(g, g * centred)
+    count, d_scale = centred.shape[0], moment * inverse[0]
     d_x = (inverse * scale.astype(g.dtype)[None]) * (
-        g - d_bias[None] / count - normed * (d_scale[None] / count)
+        g - d_bias[None] / count - centred * (inverse * (d_scale[None] / count))
     )
     return (
         d_x.astype(cotangent.dtype).reshape(cotangent.shape),
@@ -217,7 +218,7 @@ def _centred_moments(x):
 def _moments_in_one_pass(x):
     # Shifted by one of the n rows, the squared mean is at most n times the variance, and most often
     # about as large: what cancels is rounding, wherever the mean is.
-    pilot = x[0]
+    pilot = x[:1].sum(0)  # of no rows, zero
     shifted = x - pilot[None]
     total, squares = _sums(shifted, jnp.square(shifted))
     mean = total / x.shape[0]

@@ -1,11 +1,15 @@
 """The demo's server: what it answers, what it refuses, and that visitors do not wait in line."""
 
+import concurrent.futures
+import dataclasses
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -165,7 +169,7 @@ def test_the_characters_come_with_their_licence_and_were_held_out(port):
 BAD = {
     "no JSON": b"{",
     "not UTF-8": b"\xff\xfe{}",
-    "deep": b"[" * 100_000,
+    "deep": b"[" * 10_000,
     "a list": b"[]",
     "another field": json.dumps(about_symbols(more=1)).encode(),
     "a field less": b'{"start": "learned"}',
@@ -229,12 +233,40 @@ def test_an_address_is_one_of_the_pages_or_nothing(port, method, address, status
     assert visit(port, method, address)[0] == status
 
 
-def test_a_question_is_json_of_some_size(port):
+def test_a_question_is_json_of_some_size(port, models):
     good = json.dumps(about_symbols()).encode()
     assert visit(port, "POST", "/symbols", good, content_type="text/plain")[0] == 415
     assert visit(port, "POST", "/symbols", good)[0] == 415
-    long = good + b" " * questions.LARGEST
-    assert visit(port, "POST", "/symbols", long, **JSON)[0] == 413
+    long = good + b" " * questions.largest(models[0])
+    status, content, headers = visit(port, "POST", "/symbols", long, **JSON)
+    assert (status, headers["connection"]) == (413, "close")
+    assert b"a question has at most" in content
+
+
+@pytest.mark.attack
+def test_a_question_without_an_end_is_not_listened_to(port):
+    asked = f"POST /waves HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as visitor:
+        visitor.sendall(f"{asked}Transfer-Encoding: chunked\r\n\r\n".encode())
+        with pytest.raises(ConnectionError):
+            for _ in range(2000):
+                visitor.sendall(b"10000\r\n" + b" " * 2**16 + b"\r\n")
+
+
+@pytest.mark.parametrize("size", [SIZE, 224])
+def test_the_longest_question_is_no_longer_than_the_largest(models, size):
+    symbols = engine.Symbols(dataclasses.replace(small(), input_shape=(size, size, 1)))
+    image = encoded(np.full((size, size), 255, np.uint8))
+    images = {"support": [image] * symbols.ways[1], "queries": [image] * engine.QUERIES}
+    points = dict.fromkeys("xy", [-1.2345678901234567e-100] * engine.POINTS[1])
+    for question in (about_symbols(**images), {"start": "joint training"} | points):
+        body = json.dumps(question, indent=2).encode()
+        assert len(body) <= questions.largest(symbols)
+    assert len(questions.about_symbols(body_of(images), symbols).support) == 20
+
+
+def body_of(changes):
+    return json.dumps(about_symbols(**changes)).encode()
 
 
 def test_only_this_machine_is_answered(port):
@@ -247,6 +279,16 @@ def test_only_this_machine_is_answered(port):
         assert status(origin=origin) == 403
     with server.bound(None) as listening:
         assert listening.getsockname()[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(("port", "is_own"), [(80, True), (8000, False)])
+@pytest.mark.parametrize("name", [server.HOST, "localhost"])
+def test_browsers_leave_out_the_usual_port(port, is_own, name):
+    page = f"http://{name}".encode()
+    headers = [(b"host", name.encode()), (b"origin", page)]
+    scope = {"type": "http", "server": (server.HOST, port), "headers": headers}
+    assert server._is_own(scope) is is_own
+    assert not server._is_own({**scope, "headers": [*headers, (b"origin", page + b".example")]})
 
 
 # -------------------------------------------------------------------------- many visitors
@@ -275,6 +317,69 @@ def test_nobody_waits_for_anothers_compilation():
     assert found == ["slow", "quick"]
 
 
+class Slow(engine.Symbols):
+    """Compiles for four symbols until it is told to go on."""
+
+    def __init__(self, learned):
+        super().__init__(learned)
+        self.asked, self.go_on = [], threading.Event()
+
+    def program(self, start, support, queries, **how):
+        self.asked.append(len(support))
+        return super().program(start, support, queries, **how)
+
+    def answer(self, start, support, queries, **how):
+        program = super().program(start, support, queries, **how)
+        wait = lambda: len(support) != 4 or self.go_on.wait(60)
+        return {"waited": self.programs.run(program, wait)}
+
+
+def test_many_who_wait_for_one_program_take_no_threads_from_others(models):
+    slow = Slow(small())
+    with served(server.application(slow, models[1])) as port:
+
+        def one(ways):
+            images = [encoded(image) for image in drawings(ways)]
+            return ask(port, "/symbols", about_symbols(support=images, queries=images[:1]))
+
+        with concurrent.futures.ThreadPoolExecutor(50) as visitors:
+            assert one(3) == {"waited": True}
+            waiting = [visitors.submit(one, 4) for _ in range(45)]
+            while len(slow.asked) < 46:
+                time.sleep(0.01)
+            try:
+                for ways in (3, 5):  # one that is compiled, and one that is not
+                    assert visitors.submit(one, ways).result(20) == {"waited": True}
+                assert not any(visitor.done() for visitor in waiting)
+            finally:
+                slow.go_on.set()
+            assert {visitor.result(30)["waited"] for visitor in waiting} == {True}
+
+
+def test_an_answer_has_the_precision_of_the_run(models):
+    """Which JAX keeps by thread, and reads where a program is traced."""
+    seen = []
+
+    def seeing(apply):
+        def seen_apply(params, x):
+            seen.append(jax.config.jax_default_matmul_precision)
+            return apply(params, x)
+
+        return seen_apply
+
+    card = {"config": {"matmul_precision": "bfloat16"}}
+    learned, waves = small(), models[1].models["learned"]
+    waves = dataclasses.replace(waves, apply=seeing(waves.apply), card=card)
+    apply_for = lambda ways: seeing(learned.apply_for(ways))
+    symbols = dataclasses.replace(learned, apply=None, apply_for=apply_for, card=card)
+    with served(server.application(engine.Symbols(symbols), engine.Waves(waves))) as port:
+        ask(port, "/waves", {"start": "learned", "x": [1.0], "y": [1.0]})
+        assert set(seen) == {"bfloat16"}
+        seen.clear()
+        ask(port, "/symbols", about_symbols())
+    assert set(seen) == {"bfloat16"}
+
+
 def test_visitors_are_answered_together(port):
     answers = {}
 
@@ -289,7 +394,8 @@ def test_visitors_are_answered_together(port):
     for visitor in visitors:
         visitor.join()
     assert {ways: found.shape for ways, found in answers.items()} == {
-        ways: (51, 1, ways) for ways in (4, 6)
+        4: (51, 1, 4),
+        6: (48, 1, 6),
     }
     for found in answers.values():
         np.testing.assert_allclose(found.sum(-1), 1, atol=1e-4)

@@ -37,7 +37,8 @@ def test_pytorch_takes_the_same_meta_step(kind):
     expected = torch_arms.from_flax(state.params)
     inner = functools.partial(torch.optim.SGD, lr=0.1)
     for arm in (
-        torch_arms.eager(model, params, tasks, inner),
+        torch_arms.one_by_one(model, params, tasks, inner),
+        torch_arms.one_by_one(model, params, tasks, inner, channels_last=kind != "sinusoid"),
         torch_arms.vectorised(model, params, tasks, 0.1, adam=False),
     ):
         for ours, theirs in zip(expected, arm(), strict=True):

@@ -1,14 +1,16 @@
 """What the page asks for: a model adapted to drawings or points, with the answer of every step."""
 
 import dataclasses
+import functools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from reptile_jax.app.config import precise
 from reptile_jax.deploy import AdaptableModel, Trajectory
 from reptile_jax.deploy.adaptable import resized
 
@@ -16,8 +18,9 @@ STARTS = ("learned", "joint training", "random")  # initialisations; what is lef
 WAYS = (3, 20)
 POINTS = (1, 20)
 QUERIES = 5
-# Inner steps times examples: an answer takes at most 100 ms on two cores, however many symbols.
-_BUDGET = 450
+# An inner step costs as much as six examples besides its own. So an answer takes at most 100 ms on
+# two cores, however many symbols (`python -m benchmarks demo`).
+_BUDGET, _OF_A_STEP = 570, 6
 _MOST_STEPS = 50
 _GRID = np.linspace(-5, 5, 101, dtype=np.float32)
 
@@ -28,12 +31,17 @@ class Programs:
     def __init__(self):
         self._lock, self._each = threading.Lock(), {}
 
+    def is_compiled(self, shape: Any) -> bool:
+        """Whether a program has run with this shape: then nobody waits for it."""
+        return self._of(shape)[0].is_set()
+
+    def _of(self, shape: Any) -> tuple[threading.Event, threading.Lock]:
+        with self._lock:
+            return self._each.setdefault(shape, (threading.Event(), threading.Lock()))
+
     def run(self, shape: Any, program: Callable[[], Any]) -> Any:
         """Runs a program, which is compiled when it runs for the first time with this shape."""
-        with self._lock:
-            is_compiled, compiling = self._each.setdefault(
-                shape, (threading.Event(), threading.Lock())
-            )
+        is_compiled, compiling = self._of(shape)
         if is_compiled.is_set():
             return program()
         with compiling:
@@ -58,11 +66,12 @@ class Symbols:
         takes_any = learned.apply_for is not None
         self.ways = WAYS if takes_any else (WAYS[0], min(WAYS[1], learned.ways or 0))
         self._models: dict[int, dict[str, AdaptableModel]] = {}
-        self._lock, self._programs = threading.Lock(), Programs()
+        self._lock, self.programs = threading.Lock(), Programs()
+        self._precision = _precision(learned)
 
     def steps(self, ways: int) -> int:
         """Inner steps that are taken for a number of symbols."""
-        return min(_MOST_STEPS, _BUDGET // ways)
+        return min(_MOST_STEPS, _BUDGET // (_OF_A_STEP + ways))
 
     def models(self, ways: int) -> Mapping[str, AdaptableModel]:
         """The models by initialisation, for a number of symbols; they share their programs."""
@@ -73,13 +82,28 @@ class Symbols:
 
     def _make(self, ways: int) -> dict[str, AdaptableModel]:
         learned = dataclasses.replace(self._learned.for_ways(ways), inner_steps=self.steps(ways))
-        made = {"learned": learned, "random": learned.untrained(jax.random.key(0))}
+        random = self._random.for_ways(ways)
+        starts = {"random": (random.params, random.inner_opt_state)}
         if self._joint is not None:
-            start = resized(ways, (self._joint.params, self._joint.inner_opt_state))
-            made["joint training"] = dataclasses.replace(
-                learned, params=start[0], inner_opt_state=start[1]
+            starts["joint training"] = resized(
+                ways, (self._joint.params, self._joint.inner_opt_state)
             )
-        return made
+        others = {
+            name: dataclasses.replace(learned, params=params, inner_opt_state=state)
+            for name, (params, state) in starts.items()
+        }
+        return {"learned": learned, **others}
+
+    @functools.cached_property
+    def _random(self) -> AdaptableModel:
+        return self._learned.untrained(jax.random.key(0))  # compiles, once for all ways
+
+    def program(
+        self, start: str, support: np.ndarray, queries: np.ndarray, *, transductive: bool
+    ) -> Hashable:
+        """The program of `programs` that answers; arguments are those of `answer`."""
+        model = {"learned": self._learned, "joint training": self._joint}.get(start)
+        return len(support), len(queries), transductive, _kind(model)
 
     def answer(
         self, start: str, support: np.ndarray, queries: np.ndarray, *, transductive: bool
@@ -96,8 +120,9 @@ class Symbols:
         adapt = lambda: model.trajectory(
             colors(support), labels, colors(queries), transductive=transductive
         )
-        shape = len(support), len(queries), transductive, _kind(model)
-        found, spent = _timed(lambda: self._programs.run(shape, adapt))
+        shape = self.program(start, support, queries, transductive=transductive)
+        with precise(self._precision):
+            found, spent = _timed(lambda: self.programs.run(shape, adapt))
         return {
             "probabilities": _numbers(found.predictions, 6),
             "losses": _numbers(found.losses, 5),
@@ -114,7 +139,11 @@ class Waves:
             self.models["joint training"] = dataclasses.replace(learned, params=joint.params)
         self.starts = tuple(name for name in STARTS if name in self.models)
         self.grid = _GRID
-        self._programs = Programs()
+        self.programs, self._precision = Programs(), _precision(learned)
+
+    def program(self, start: str, x: Sequence[float], y: Sequence[float]) -> Hashable:
+        """The program of `programs` that answers; arguments are those of `answer`."""
+        return len(x), _kind(self.models[start])
 
     def answer(self, start: str, x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
         """Adapts to points, all of them in every step.
@@ -126,7 +155,8 @@ class Waves:
         inputs, targets = np.array([x, y], np.float32)[..., None]
         query = np.concatenate([self.grid[:, None], inputs])
         fit = lambda: self.models[start].trajectory(inputs, targets, query)
-        found, spent = _timed(lambda: self._programs.run(len(x), fit))
+        with precise(self._precision):
+            found, spent = _timed(lambda: self.programs.run(self.program(start, x, y), fit))
         values = np.asarray(found.predictions, np.float64)[..., 0]
         errors = ((values[:, len(self.grid) :] - targets[:, 0]) ** 2).mean(1)
         return {
@@ -136,9 +166,14 @@ class Waves:
         }
 
 
-def _kind(model: AdaptableModel) -> bool:
-    """What tells apart programs of one shape: whether the optimiser is given a state."""
-    return model.inner_opt_state is None
+def _kind(model: AdaptableModel | None) -> bool:
+    """What tells apart programs of one shape: whether the optimiser is given no state."""
+    return model is not None and model.inner_opt_state is None
+
+
+def _precision(model: AdaptableModel) -> str | None:
+    """The run's precision of matrix products, which JAX keeps by thread."""
+    return model.card.get("config", {}).get("matmul_precision")
 
 
 def _timed(adapt: Callable[[], Trajectory]) -> tuple[Trajectory, float]:

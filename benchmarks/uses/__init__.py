@@ -1,0 +1,1 @@
+"""Uses beyond images: what a learned initialisation gains, against published figures."""
