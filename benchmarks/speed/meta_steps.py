@@ -60,10 +60,12 @@ def _contenders(workload: Workload) -> dict:
     from benchmarks.speed import torch_arms
 
     images, tasks, params = workload.name != "sinusoid", workload.tasks(5), workload.params
+    inners = {}
     if images:
         row = presets.PAPER[workload.name]
         model, rate, at_once = rj.nn.omniglot_net(row.ways), row.inner_rate, None
         inner = functools.partial(torch.optim.Adam, lr=rate, betas=(0.0, 0.999))
+        inners = {", fused Adam": functools.partial(inner, fused=True)}
     else:
         model, rate, at_once = rj.nn.MLP(), 0.02, 5
         inner = functools.partial(torch.optim.SGD, lr=rate)
@@ -72,12 +74,16 @@ def _contenders(workload: Workload) -> dict:
         "bare matrix products": arms.bare_products(workload, 5, at_once or 1),
         "PyTorch torch.func, vmap": torch_arms.vectorised(model, params, tasks, rate, images),
     }
-    for last, compiled in itertools.product((False, True) if images else (False,), (False, True)):
-        name = (
-            f"PyTorch {'torch.compile' if compiled else 'eager'}{', channels last' if last else ''}"
+    formats = {"": False, ", channels last": True} if images else {"": False}
+    for how, layout, adam in itertools.product(("eager", "torch.compile"), formats, ("", *inners)):
+        contenders[f"PyTorch {how}{layout}{adam}"] = torch_arms.one_by_one(
+            model,
+            params,
+            tasks,
+            inners.get(adam, inner),
+            channels_last=formats[layout],
+            compiled=how == "torch.compile",
         )
-        how = {"channels_last": last, "compiled": compiled}
-        contenders[name] = torch_arms.one_by_one(model, params, tasks, inner, **how)
     two = rj.task_mesh(jax.devices()[:2])
     if images and two.size == 2:
         contenders[_ON_TWO] = ours(workload, rj.replicate(tasks, two), mesh=two)

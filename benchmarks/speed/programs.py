@@ -124,10 +124,19 @@ def _lax() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _on_cpu() -> Iterator[None]:
+    """All as it is on a CPU: what every device got before the formulation followed the platform."""
+    chosen = lambda *args, cpu=None, default=None, **_: (cpu or default)(*args)
+    with mock.patch.object(jax.lax, "platform_dependent", chosen):
+        yield
+
+
 # Ways to write the networks, to race: what is traced inside is written in that way.
 FORMULATIONS: dict[str, Callable[[], contextlib.AbstractContextManager]] = {
     "default": contextlib.nullcontext,
     "lax": _lax,
+    "cpu": _on_cpu,
 }
 
 KINDS: dict[str, Callable[[str, Mesh, int, int | None], Program]] = {

@@ -14,7 +14,7 @@ def test_each_record_has_its_table_picture_and_command(tmp_path):
         records.save(folder / "speed" / "meta_batches.json", table, "the command")
     page.draw(tmp_path)
     parts = page.parts(tmp_path, tmp_path / "docs" / "speed.md")
-    assert [*parts] == ["meta_batches", "gpu", "compile", "aims", "against others"]
+    assert [*parts] == ["meta_batches", "gpu", "compile", "aims", "against others", "bars"]
     assert parts["gpu"] == parts["compile"] == parts["aims"] == "Not measured yet."
     picture, table, source = parts["meta_batches"].split("\n\n")
     assert picture == f"![In {tmp_path.name}](../speed/meta_batches.png)"
@@ -53,10 +53,19 @@ def test_what_misses_its_aim_is_bold():
         "JAX, vmap(scan(conv))": times(130.0),
         "bare matrix products": times(6.0),
     }
-    wave = {"reptile_jax": times(1.0), "PyTorch eager": times(39.0)}
-    data = {"o15": arms, "sinusoid": wave}
-    rows = page._aims({"peers": data, "peers_avx2": data}).splitlines()[2:]
-    assert rows[0].endswith("| **2.0** (4.0) | **2.0** (4.0) |")
-    assert rows[1].endswith("| 13.0 (26.0) | 13.0 (26.0) |")
-    assert rows[2].endswith("| 60% (120%) | 60% (120%) |")
-    assert rows[3].endswith("| **39** | **39** |")
+    data = {
+        "peers": {
+            "o15": arms | {"PyTorch torch.compile": times(25.0)},
+            "sinusoid": {"reptile_jax": times(1.0), "PyTorch eager": times(39.0)},
+        },
+        "meta_batches": {"m15 x 1": {"ours": times(2.0), "bare": times(1.0)}},
+        "evaluation": {"evaluation": times(1.2), "training": times(1.0)},
+        "sampling": {
+            name: {"draw": times(1.0), "meta step": times(10.0)} for name in ("o15", "sinusoid")
+        },
+        "large_model": [{"bytes": 16, "parameters": 1}],
+    }
+    cells = [row.split(" | ")[-1] for row in page._aims(data).splitlines()[2:]]
+    assert cells[:2] == ["**2.0** (4.0) |"] * 2
+    assert cells[2:4] == ["13.0 (26.0) |", "**60%** (120%) |"]
+    assert cells[4:] == ["**50%** |", "**39** |", "1.200 |", "**10.0%**, **10%** |", "4.0 |"]
