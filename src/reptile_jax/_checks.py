@@ -4,7 +4,7 @@ Each check says what was given, what was expected, and what to do. Those of the 
 functions come first, then what they are made of. Nothing here changes a value.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from reptile_jax._devices import AXIS
+from reptile_jax._devices import AXIS, parts
 from reptile_jax._state_checks import check_own, check_usable
 from reptile_jax._types import (
     Batches,
@@ -136,10 +136,10 @@ def check_policy(inner_opt_state: Any, model_state: Any, tasks_at_once: Any, mes
     if tasks_at_once is not None:
         check_integers(tasks_at_once=tasks_at_once)
     check_mesh(mesh)
-    devices = mesh.size if mesh is not None else 1
+    devices = parts(mesh)
     carries = "carry" in (inner_opt_state, model_state)
     if carries and (tasks_at_once not in (None, 1) or devices > 1):
-        given = f"tasks_at_once={tasks_at_once}" if devices == 1 else f"a mesh of {devices} devices"
+        given = f"tasks_at_once={tasks_at_once}" if devices == 1 else f"a mesh of {devices} parts"
         raise ValueError(
             f'"carry" runs one task after another, on one device, which {given} does not: use '
             '"average".'
@@ -147,13 +147,13 @@ def check_policy(inner_opt_state: Any, model_state: Any, tasks_at_once: Any, mes
 
 
 def check_mesh(mesh: Any) -> None:
-    """Raises for a mesh without the one axis that tasks are divided over."""
+    """Raises for a mesh without the axis that tasks are divided over."""
     said = "a mesh is made by reptile_jax.task_mesh(devices)"
     _check_kind(mesh, jax.sharding.Mesh | None, said)
-    if mesh is not None and mesh.axis_names != (AXIS,):
+    if mesh is not None and AXIS not in mesh.axis_names:
         raise ValueError(
-            f'the mesh has the axes {mesh.axis_names}, but needs one axis, named "{AXIS}": make it '
-            "with reptile_jax.task_mesh()."
+            f'the mesh has the axes {mesh.axis_names}, but needs one named "{AXIS}": make it with '
+            "reptile_jax.task_mesh()."
         )
 
 
@@ -288,6 +288,20 @@ def check_integers(least: int = 1, **values: Any) -> list[int]:
             bound = f"at least {least}" if value < least else "below 2**31"
             raise ValueError(f"{name} is {bound}, got {value}.")
     return integers
+
+
+def check_range(
+    name: str, ends: Any, least: float = -1e9, largest: float = 1e9
+) -> tuple[float, float]:
+    """Two numbers in order, lowest and highest, within bounds."""
+    are_two = isinstance(ends, Sequence) and len(ends) == 2
+    are_two = are_two and all(isinstance(x, int | float | np.integer | np.floating) for x in ends)
+    if not are_two or not least <= ends[0] <= ends[1] <= largest:
+        raise ValueError(
+            f"{name} is two numbers, (lowest, highest), between {least:g} and {largest:g}, "
+            f"got {ends!r:.80}."
+        )
+    return float(ends[0]), float(ends[1])
 
 
 def check_steps(batches: Batches, what: str) -> int:

@@ -1,20 +1,20 @@
 """Many devices: the tasks of a meta-batch are divided over the axis "tasks" of a mesh.
 
-Each device runs its own part and sums over it; one all-reduce per meta step adds up the sums, and
-nothing is gathered. The state, the task distribution and what a meta step reports are the same on
-every device, and so in every process.
+Each part of the axis runs its own tasks and sums over them; one all-reduce per meta step adds up
+the sums, and nothing is gathered. The state, the task distribution and what a meta step reports are
+the same along this axis. Other axes of the mesh are the model's: arrays keep the sharding over them
+that they come with, and the compiler divides the computation by it.
 """
 
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "tasks"
@@ -28,8 +28,13 @@ def task_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def automatic(mesh: Mesh | None) -> Mesh | None:
-    """The same mesh with an automatic axis: `jax.make_mesh` makes explicit ones."""
-    return mesh and Mesh(mesh.devices, (AXIS,))
+    """The same mesh with automatic axes: `jax.make_mesh` makes explicit ones."""
+    return mesh and Mesh(mesh.devices, mesh.axis_names)
+
+
+def parts(mesh: Mesh | None) -> int:
+    """How many parts the tasks are divided into."""
+    return mesh.shape[AXIS] if mesh else 1
 
 
 def as_arrays(tree: Tree) -> Tree:
@@ -49,26 +54,28 @@ def owned(tree: Tree, mesh: Mesh | None) -> Tree:
 def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
     """Puts arrays on every device of the mesh; without a mesh, leaves them where they are.
 
-    Where a mesh spans processes, each of them gives the same values. Shapes, as of
-    `jax.eval_shape`, are given that place as well, to compile for devices that are not there.
+    An array that is divided over other axes of this mesh than "tasks" stays divided. Where a mesh
+    spans processes, each of them gives the same values. Shapes, as of `jax.eval_shape`, are given
+    that place as well, to compile for devices that are not there.
 
     Raises:
       ValueError: if the processes give different values.
     """
     if mesh is None:
         return tree
-    sharding = NamedSharding(_as_set(mesh), PartitionSpec())
+    mesh = _as_set(mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
-        shapes = jax.eval_shape(lambda: tree)
-        return jax.tree.map(lambda shape: shape.update(sharding=sharding), shapes)
-    if sharding.is_fully_addressable:
-        return jax.device_put(tree, sharding)
+        place = lambda leaf: jax.eval_shape(lambda: leaf).update(sharding=_place(leaf, mesh))
+        return jax.tree.map(place, tree)
+    if everywhere.is_fully_addressable:
+        return jax.device_put(tree, jax.tree.map(lambda leaf: _place(leaf, mesh), tree))
     given: list[bytes] = []  # digests of the leaves of which every process has a copy
 
     def put(leaf):
         leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
         if isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "is_fully_addressable", True):
-            return jax.device_put(leaf, sharding)
+            return jax.device_put(leaf, _place(leaf, mesh))
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             data = put(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
@@ -76,7 +83,7 @@ def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
         digest = hashlib.blake2b(f"{value.dtype}{value.shape}".encode())
         digest.update(value.tobytes())
         given.append(digest.digest())
-        return jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
+        return jax.make_array_from_callback(value.shape, everywhere, value.__getitem__)
 
     result = jax.tree.map(put, tree)
     if given:
@@ -90,11 +97,48 @@ def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
     return result
 
 
+def _place(leaf: Any, mesh: Mesh) -> NamedSharding:
+    """Where a leaf goes: divided as it is over other axes of the mesh, or on every device."""
+    spec = PartitionSpec()
+    sharding = None if _is_tracer(leaf) else getattr(leaf, "sharding", None)
+    if isinstance(sharding, NamedSharding) and dict(sharding.mesh.shape) == dict(mesh.shape):
+        same = sharding.mesh.empty or np.array_equal(sharding.mesh.devices, mesh.devices)
+        spec = sharding.spec if same and AXIS not in jax.tree.leaves(tuple(sharding.spec)) else spec
+    return NamedSharding(mesh, spec)
+
+
+class Placement(NamedTuple):
+    """How a tree's leaves are divided over the axes of the model; hashable."""
+
+    treedef: Any
+    shardings: tuple[NamedSharding, ...]
+
+
+def placement(tree: Any, mesh: Mesh | None) -> Placement | None:
+    """Where the leaves are; None where no axis is the model's, or the compiler traces."""
+    leaves, treedef = jax.tree.flatten(tree)
+    if mesh is None or len(mesh.axis_names) == 1 or any(map(_is_tracer, leaves)):
+        return None
+    return Placement(treedef, tuple(_place(leaf, automatic(mesh)) for leaf in leaves))
+
+
+def kept(tree: Tree, placed: Placement | None) -> Tree:
+    """Inside `jit`: the tree, divided as that from which the placement is."""
+    if placed is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, jax.tree.unflatten(*placed))
+
+
+def _is_tracer(leaf: Any) -> bool:
+    return isinstance(leaf, jax.core.Tracer)
+
+
 def _as_set(mesh: Mesh) -> Mesh:
-    """The mesh, with the kind of axis that `jax.set_mesh` has set around the program, if it has.
+    """The mesh, with the kind of axes that `jax.set_mesh` has set around the program, if it has.
 
     Raises:
-      ValueError: if that is another mesh: arrays cannot belong to both.
+      ValueError: if that is another mesh: arrays cannot belong to both; or if it has explicit axes
+        of a model's.
     """
     around = jax.sharding.get_abstract_mesh()
     if around.empty:
@@ -104,7 +148,12 @@ def _as_set(mesh: Mesh) -> Mesh:
             f"jax.set_mesh has set a mesh of {dict(around.shape)}, but the tasks are divided over "
             f"one of {dict(mesh.shape)}: set the mesh that the learner has, or none."
         )
-    return Mesh(mesh.devices, (AXIS,), axis_types=around.axis_types)
+    if len(mesh.axis_names) > 1 and AxisType.Explicit in around.axis_types:
+        raise ValueError(
+            "the axes of a mesh that divides a model are automatic here: make it with "
+            "jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto, ...))."
+        )
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=around.axis_types)
 
 
 def in_auto_axes(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -154,12 +203,13 @@ def over_devices(run: Callable[[Any, Any], Tree], mesh: Mesh) -> Callable[[Any, 
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
         out_specs=PartitionSpec(),
+        axis_names={AXIS},
         check_vma=False,
     )
 
 
 def all_reduce(sums: Tree, reports: Any) -> tuple[Tree, Any]:
-    """Brings together what the devices found: one all-reduce of one vector.
+    """Brings together what the devices found: one all-reduce, which moves no leaf beforehand.
 
     Args:
       sums: floating-point leaves; they add up.
@@ -168,10 +218,7 @@ def all_reduce(sums: Tree, reports: Any) -> tuple[Tree, Any]:
     Returns:
       The sums, and the reports led by the tasks of all devices.
     """
-    placed = jax.tree.map(_in_its_place, reports)
-    with jax.numpy_dtype_promotion("standard"):  # one vector has one dtype, the widest
-        vector, unravel = ravel_pytree((sums, placed))
-    sums, placed = unravel(jax.lax.psum(vector, AXIS))
+    sums, placed = jax.lax.psum((sums, jax.tree.map(_in_its_place, reports)), AXIS)
     join = lambda all_, leaf: all_.reshape(-1, *leaf.shape[1:]).astype(leaf.dtype)
     return sums, jax.tree.map(join, placed, reports)
 

@@ -14,7 +14,7 @@ import optax
 import optax.contrib
 
 from reptile_jax._checks import check_task
-from reptile_jax._devices import Mesh, all_reduce, automatic, over_devices, repeat_last
+from reptile_jax._devices import Mesh, all_reduce, automatic, over_devices, parts, repeat_last
 from reptile_jax._tasks_at_once import by_platform
 from reptile_jax._types import (
     Draws,
@@ -81,7 +81,7 @@ def mean_over_tasks(
     params, inner, mesh = state.params, Inner(opt_state, state.model_state), automatic(mesh)
     draws = isinstance(tasks, Draws)
     tasks_or_keys, distribution = (tasks.keys, tasks.distribution) if draws else (tasks, None)
-    num_tasks, num_devices = len(jax.tree.leaves(tasks_or_keys)[0]), mesh.size if mesh else 1
+    num_tasks, num_devices = len(jax.tree.leaves(tasks_or_keys)[0]), parts(mesh)
     per_device = -(-num_tasks // num_devices)
     # Traced once for all platforms.
     run_one = jax.jit(functools.partial(_run_one, compute, policies))

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from reptile_jax._devices import Mesh, kept, placement
 from reptile_jax._types import MetaState
 
 
@@ -25,16 +26,32 @@ def check_own(optimizer: Any, state: MetaState, part: str, what: str) -> None:
         )
 
 
-def jitted(step: Callable, *, donate: bool) -> Callable:
-    """The step of a learner, compiled, with an error in words for a state that is used up."""
-    compiled = jax.jit(step, donate_argnums=0 if donate else ())
+def jitted(step: Callable, mesh: Mesh | None, *, donate: bool) -> Callable:
+    """The step of a learner, compiled, with an error in words for a state that is used up.
 
-    @functools.wraps(compiled)
+    On a mesh with axes of the model's, the state that it returns is divided as the one it takes.
+    """
+
+    @functools.cache  # for most states there is one
+    def compiled(placed):
+        def placed_step(state, tasks):
+            state, info = step(state, tasks)
+            return kept(state, placed), info
+
+        return jax.jit(placed_step, donate_argnums=0 if donate else ())
+
+    @functools.wraps(step)
     def checked(state, tasks):
         check_usable(state, donated=donate)
-        return compiled(state, tasks)
+        return compiled(placement(state, mesh))(state, tasks)
 
-    vars(checked).update(lower=compiled.lower, trace=compiled.trace)  # as a jitted function has
+    def lower(state, tasks):
+        return compiled(placement(state, mesh)).lower(state, tasks)
+
+    def trace(state, tasks):
+        return compiled(placement(state, mesh)).trace(state, tasks)
+
+    vars(checked).update(lower=lower, trace=trace)  # as a jitted function has
     return checked
 
 

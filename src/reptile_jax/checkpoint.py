@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from reptile_jax._checkpoint_folder import (
     LEAVES,
@@ -50,7 +51,9 @@ _ARRAYS = "arrays"
 def save(folder: Path | str, state: MetaState) -> None:
     """Saves the state under its step, and keeps the two newest. Of many processes the first saves.
 
-    Damaged checkpoints are renamed `damaged-STEP`: they no longer count.
+    Damaged checkpoints are renamed `damaged-STEP`: they no longer count. What is divided over the
+    devices of one process is saved from each; where a model is divided over processes, all of them
+    call this, and its arrays come together in every host's memory.
 
     Args:
       folder: where the checkpoints of a run are: `~` is the home folder, and `gs://BUCKET/FOLDER`
@@ -69,6 +72,7 @@ def save(folder: Path | str, state: MetaState) -> None:
         raise TypeError(f"save takes a learner's state, got {type(state).__name__}.")
     check_usable(state)
     check_path(folder)
+    state = jax.tree.map(_of_all_processes, state)
     if jax.process_index():
         return
     place = located(folder)
@@ -98,6 +102,8 @@ def restore(
       like: a state of the same structure, shapes and dtypes; `jax.eval_shape(learner.init, params)`
         makes one that takes no memory. With that the state comes back on one device: `train` puts
         it on all of its learner's; for `learner.step`, call `rj.replicate(state, learner.mesh)`.
+        Arrays that are divided over devices come back divided in the same way, wherever they were
+        when they were saved.
       on_damage: told of each damaged checkpoint that is passed over; it stays where it is.
 
     Raises:
@@ -109,14 +115,15 @@ def restore(
     place = located(folder)
     if not place.is_dir():
         raise FileNotFoundError(f"there is no checkpoint folder {place}.")
-    there, leaves = finished(place), _leaves(like)
+    there, leaves = finished(place), _leaves(jax.tree.map(_on_this_host, like))
     if not there:
         raise FileNotFoundError(f"there is no checkpoint in {place}.")
     for step in reversed(there):
         try:
             check_whole(place / str(step))
             read = _read(place / str(step), leaves).values()
-            return jax.tree.unflatten(jax.tree.structure(like), read)
+            state = jax.tree.unflatten(jax.tree.structure(like), read)
+            return jax.tree.map(_divided_as, state, like)
         except Damaged as damage:
             on_damage(f"{damage}; going back to the one before it.")
     raise ValueError(f"every checkpoint in {place} is damaged.")
@@ -253,6 +260,33 @@ def _target(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=sharding if of_this_process else here
     )
+
+
+def _is_divided_over_processes(leaf: Any) -> bool:
+    sharding = getattr(leaf, "sharding", None)
+    is_whole_here = sharding is None or sharding.is_fully_addressable
+    return not (is_whole_here or sharding.is_fully_replicated)
+
+
+def _of_all_processes(leaf: Any) -> Any:
+    """On this host, what is divided over processes; all of them call this."""
+    if not _is_divided_over_processes(leaf):
+        return leaf
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+def _on_this_host(leaf: Any) -> Any:
+    """The shape of what is divided over processes, to be read into this host's memory."""
+    if not _is_divided_over_processes(leaf):
+        return leaf
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host)
+
+
+def _divided_as(leaf: jax.Array, like: Any) -> jax.Array:
+    if not _is_divided_over_processes(like):
+        return leaf
+    return jax.make_array_from_callback(leaf.shape, like.sharding, np.asarray(leaf).__getitem__)
 
 
 def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from reptile_jax._devices import (
     gather,
     in_auto_axes,
     over_devices,
+    parts,
     repeat_last,
     replicate,
 )
@@ -42,6 +43,41 @@ class Evaluation(NamedTuple):
     mean: Any  # the score's pytree, leaves [points, ...]: the weighted mean over tasks
     ci95: Any  # the same: half the width of its 95% interval; NaN for a single task
     scores: Any  # the same, leaves [tasks, points, ...], in the order of the tasks
+
+
+class Spread(NamedTuple):
+    """How scores differ between tasks, which all count alike; leaves are led by `[points]`."""
+
+    mean: Any
+    worst_tenth: Any  # the mean over the tenth of the tasks whose scores are worst, at least one
+    std: Any  # the standard deviation
+    quartiles: Any  # [5, points, ...]: the least score, the three quartiles, and the greatest
+
+
+def spread(scores: Any, *, worst: Literal["lowest", "highest"] = "lowest") -> Spread:
+    """How much tasks differ: a report per task, in a few numbers.
+
+    The worst tenth is the measure of fairness between clients of Li et al. 2020 (arXiv:1905.10497).
+    It is taken anew at every point of the curve. A score that is NaN counts as the worst.
+
+    Args:
+      scores: `Evaluation.scores`, a pytree, leaves `[tasks, points, ...]`.
+      worst: the "lowest" scores, as of accuracies, or the "highest", as of errors.
+
+    Raises:
+      ValueError: for no scores, and another `worst`.
+    """
+    if worst not in ("lowest", "highest"):
+        raise ValueError(f'worst is "lowest" or "highest", got {worst!r:.80}.')
+    number = _checks.check_leading_axis(scores, "tasks", "scores")
+    sign, few = 1 if worst == "highest" else -1, -(-number // 10)
+    of_each = lambda function: jax.tree.map(lambda leaf: function(np.asarray(leaf)), scores)
+    return Spread(
+        mean=of_each(lambda leaf: leaf.mean(0)),
+        worst_tenth=of_each(lambda leaf: sign * np.sort(sign * leaf, 0)[-few:].mean(0) + 0.0),
+        std=of_each(lambda leaf: leaf.std(0)),
+        quartiles=of_each(lambda leaf: np.quantile(leaf, [0, 0.25, 0.5, 0.75, 1], axis=0)),
+    )
 
 
 def evaluate(
@@ -206,7 +242,7 @@ def _scores(
     if mesh is None:
         steps, *found = run(shared, each)
     else:
-        each = repeat_last(each, -(-num_tasks // mesh.size) * mesh.size)
+        each = repeat_last(each, -(-num_tasks // parts(mesh)) * parts(mesh))
         run_part = lambda shared, each: gather(run(shared, each))
         steps, *found = over_devices(run_part, mesh)(shared, each)
     return steps[0], *jax.tree.map(lambda leaf: leaf[:num_tasks], found)

@@ -177,8 +177,8 @@ def meta_learner(
       model_state: the same of a model's state, whose first is what `init` is given.
       tasks_at_once: how many tasks run side by side under `vmap`, on each device; the rest follow
         in a scan, with the same result to rounding. By default one (CPU), all (GPU), some (TPU).
-      mesh: of `task_mesh()`, or any with one axis, named "tasks". It divides each meta-batch over
-        its devices, with the same result to rounding. States are then on all of them.
+      mesh: of `task_mesh()`, or any with an axis named "tasks", which divides each meta-batch, with
+        the same result to rounding. Over its other axes a state stays divided as it comes.
       donate: `step` reuses the memory of the state that it takes, which cannot be used afterwards.
 
     Returns `MetaLearner(init, step)`: `init(params)`, or `init(params, model_state)`, copies them;
@@ -197,4 +197,4 @@ def meta_learner(
         return owned(first, automatic(mesh))
 
     step = partial(meta_step, meta_gradient, meta_optimizer, **how)
-    return MetaLearner(init, _state_checks.jitted(step, donate=donate), automatic(mesh))
+    return MetaLearner(init, _state_checks.jitted(step, mesh, donate=donate), automatic(mesh))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import jax
 
 from reptile_jax._checks import check_integers, check_training
-from reptile_jax._devices import in_auto_axes, replicate
+from reptile_jax._devices import in_auto_axes, kept, placement, replicate
 from reptile_jax._state_checks import check_usable
 from reptile_jax._types import Draws, Key, MetaInfo, MetaLearner, MetaState, TaskDistribution
 
@@ -40,21 +40,22 @@ def meta_steps(
     leaves = jax.tree.leaves((state, distribution, key))
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
     run = _in_a_trace if traced else _in_a_dispatch
-    return run(learner, state, distribution, key, *sizes)
+    return run(learner, state, distribution, key, *sizes, placement(state, learner.mesh))
 
 
 @in_auto_axes
-def _meta_steps(learner, state, distribution, key, num_steps, meta_batch):
+def _meta_steps(learner, state, distribution, key, num_steps, meta_batch, placed):
     def step(state, _):
         step_key = jax.random.fold_in(key, state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, jax.numpy.arange(meta_batch))
-        return learner.step(state, Draws(distribution, keys))
+        state, info = learner.step(state, Draws(distribution, keys))
+        return kept(state, placed), info
 
     return jax.lax.scan(step, state, length=num_steps)
 
 
-_in_a_trace = jax.jit(_meta_steps, static_argnums=(0, 4, 5))
-_in_a_dispatch = jax.jit(_meta_steps, static_argnums=(0, 4, 5), donate_argnums=1)
+_in_a_trace = jax.jit(_meta_steps, static_argnums=(0, 4, 5, 6))
+_in_a_dispatch = jax.jit(_meta_steps, static_argnums=(0, 4, 5, 6), donate_argnums=1)
 
 
 def train(
