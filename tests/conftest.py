@@ -53,8 +53,8 @@ def pytest_terminal_summary(terminalreporter):
         return
     sums = {name: sum(row[name] for row in rows) for name in ("resumed", "refused")}
     terminalreporter.section("damages of a run's files")
-    columns = "{:<28}{:>9}{:>9}{:>9}".format
-    terminalreporter.line(columns("damage", "tried", "resumed", "refused"))
-    for row in (*rows, {"damage": "all", **sums}):
+    columns = "{:<10}{:<26}{:>9}{:>9}{:>9}".format
+    terminalreporter.line(columns("run", "damage", "tried", "resumed", "refused"))
+    for row in (*rows, {"run": "all", "damage": "", **sums}):
         figures = row["resumed"], row["refused"]
-        terminalreporter.line(columns(row["damage"], sum(figures), *figures))
+        terminalreporter.line(columns(row["run"], row["damage"], sum(figures), *figures))

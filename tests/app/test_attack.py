@@ -1,7 +1,8 @@
-"""A stopped run's files, damaged one at a time: it resumes bit for bit, or is refused in a line.
+"""A run's files, damaged one at a time: it goes on bit for bit, or is refused in a line.
 
-`pytest -m attack` ends with the figures. Each damage is of one file or folder of a tiny run, and
-then the run is resumed to its end: its state has to be that of the run that was left alone.
+`pytest -m attack` ends with the figures. Each damage is of one file or folder of a tiny run. A run
+that was stopped is resumed to its end: its state has to be that of the run that was left alone. Of
+a run that is finished, the state is read and all pictures are drawn.
 """
 
 import contextlib
@@ -16,7 +17,9 @@ import jax
 import numpy as np
 import pytest
 
-from reptile_jax.app import run_folder
+from reptile_jax.app import pictures, plots, run_folder, runner
+from reptile_jax.app.config import SinusoidConfig
+from reptile_jax.app.experiments import sinusoid
 from tests.app import tiny_run
 from tests.app.tiny_run import at, crash
 
@@ -56,6 +59,15 @@ def stopped(tmp_path_factory):
         tiny_run.train(folder, CONFIG, at(8, crash))
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["4", "6"]
     (folder / ".lock").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was trained to its end and evaluated once more."""
+    config = SinusoidConfig(meta_steps=4, steps_per_dispatch=2, eval_tasks=4, eval_steps=4)
+    folder = runner.train(config, out=tmp_path_factory.mktemp("finished") / "run")
+    runner.evaluate(folder, eval_tasks=3)
     return folder
 
 
@@ -153,24 +165,65 @@ def within(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("name", DAMAGES)
-def test_no_damage_leads_to_a_wrong_state(name, stopped, end, tmp_path, record_property, capsys):
-    rng, copy = random.Random(name), tmp_path / "run"
-    tried = {"resumed": 0, "refused": 0}
-    for path in parts(stopped, rng):
+def attacked(folder, paths, name, copy, use):
+    """How often `use` of a copy with one damage did well, and how often it refused in a line."""
+    rng, tried = random.Random(name), {"resumed": 0, "refused": 0}
+    for path in paths(rng):
         for damage in DAMAGES[name](path, rng):
-            shutil.copytree(stopped, copy)
-            damage(copy / path.relative_to(stopped))
+            shutil.copytree(folder, copy)
+            damage(copy / path.relative_to(folder))
             try:
                 with within(60):
-                    assert bits(resume(copy)) == end, path
-                tried["resumed"] += 1
+                    is_well = use(path)
+                tried["resumed" if is_well else "refused"] += 1
             except (ValueError, OSError) as error:
                 said = f"{error} {getattr(error, 'filename', '')}"
                 assert str(copy) in said, path
                 assert "\n" not in said
                 tried["refused"] += 1
             shutil.rmtree(copy)
+    return tried
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_no_damage_leads_to_a_wrong_state(name, stopped, end, tmp_path, record_property, capsys):
+    copy = tmp_path / "run"
+
+    def use(path):
+        assert bits(resume(copy)) == end, path
+        return True
+
+    tried = attacked(stopped, lambda rng: parts(stopped, rng), name, copy, use)
     capsys.readouterr()
-    record_property("attack", {"damage": name, **tried})
+    record_property("attack", {"run": "stopped", "damage": name, **tried})
     assert tried["resumed"]
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_no_damage_to_a_finished_run_is_hidden(
+    name, finished, tmp_path, record_property, capsys, monkeypatch
+):
+    """Of what `plot` reads and writes. What a number in a file says is believed."""
+    monkeypatch.setattr(plots, "_save", blank)
+    copy, config = tmp_path / "run", run_folder.load_config(finished)
+    first_state = sinusoid.build(config).first_state
+    state = bits(run_folder.restore(finished, first_state))
+    names = ("results.json", "evaluation.json", "adaptation.npz", "metrics.jsonl", "scores.png")
+
+    def use(path):
+        drawn = {picture.name for picture in pictures.draw(copy)}
+        assert bits(run_folder.restore(copy, first_state)) == state
+        is_whole, said = "adaptation.png" in drawn, capsys.readouterr().err
+        damaged = copy / path.name
+        assert is_whole or str(damaged) in said or not damaged.exists()
+        return is_whole
+
+    tried = attacked(finished, lambda rng: [finished / name for name in names], name, copy, use)
+    record_property("attack", {"run": "finished", "damage": name, **tried})
+    assert tried["resumed"] + tried["refused"] >= len(names)
+
+
+def blank(figure, path):
+    """In the place of a picture, whose drawing takes long."""
+    plots.plt.close(figure)
+    plots.write_whole(path, b"\x89PNG")

@@ -54,7 +54,7 @@ def test_what_is_no_regular_file_is_named_and_not_waited_for(kind, tmp_path):
     file = tmp_path / "x.json"
     kind(file)
     for use in (read_json, read_json_lines, lambda path: append_json_line(path, {"a": 1})):
-        with pytest.raises(OSError, match="no regular file") as info:
+        with pytest.raises(OSError, match=r"no regular file|a folder, in the pl") as info:
             use(file)
         assert info.value.filename == str(file)
 

@@ -65,6 +65,8 @@ def test_what_is_no_model_is_refused(tmp_path, capsys):
         models.adaptable("empty")
     assert cli.main(["export", "sine-waves", "--out", "a", "--ways", "3"]) == 1
     assert "this model tells no classes apart, not 3" in capsys.readouterr().err
+    assert cli.main(["export", "omniglot-5way", "--out", "a", "--ways", "0"]) == 1
+    assert "ways is at least 1, got 0" in capsys.readouterr().err
     assert cli.main(["export", "sine-waves", "--out", "a", "--eval-steps", "0"]) == 1
     assert "inner_steps is at least 1, got 0" in capsys.readouterr().err
     assert cli.main(["export", "sine-waves", "--out", "none/a"]) == 1

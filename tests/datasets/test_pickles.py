@@ -91,6 +91,13 @@ DTYPE = name("numpy", "dtype") + text(b"u1") + b"K\0K\1\x87Rq\x010"
 ARRAYS = DTYPE + name("numpy.core.multiarray", "_reconstruct") + b"q\x020"
 ARRAY = b"h\2)R(K\1(J" + struct.pack("<i", 10**6) + b"th\1\x89h\0tb"
 COLLIDING = [(number * (2**61 - 1)).to_bytes(10, "little") for number in range(60_000)]
+# hash(-1) == hash(-2), and so it is for tuples of them: 30,000 different pairs of such tuples.
+HALVES = [
+    b"".join(b"J" + struct.pack("<i", -1 - (n >> bit & 1)) for bit in range(8)) for n in range(174)
+]
+MEMO_OF_HALVES = b"".join(b"(" + half + b"tq" + bytes([n]) + b"0" for n, half in enumerate(HALVES))
+PAIRS = [b"h" + bytes([i]) + b"h" + bytes([j]) + b"\x86" for i in range(174) for j in range(174)]
+LONG = name("numpy", "dtype") + text(b"f16") + b"K\0K\1\x87R"
 BOMBS = {
     "a memo of 8 GB": (b"Nr\xff\xff\xff\x1f.", MEMO),
     "in text": (b"Np500000000\n.", MEMO),
@@ -122,6 +129,37 @@ BOMBS = {
     "numbers with the same hash": (
         b"}(" + b"".join(b"\x8a\n" + number + b"N" for number in COLLIDING) + b"u.",
         "a number of more than 64 bits",
+    ),
+    "tuples with the same hash": (
+        MEMO_OF_HALVES + b"}(" + b"".join(pair + b"N" for pair in PAIRS) + b"u.",
+        COPIES,
+    ),
+    "one after another": (
+        MEMO_OF_HALVES + b"}" + b"".join(pair + b"Ns" for pair in PAIRS) + b".",
+        COPIES,
+    ),
+    "in a set": (MEMO_OF_HALVES + b"\x8f(" + b"".join(PAIRS) + b"\x90.", COPIES),
+    "in a frozenset": (MEMO_OF_HALVES + b"(" + b"".join(PAIRS) + b"\x91.", COPIES),
+    "in a call of set": (
+        MEMO_OF_HALVES + name("builtins", "set") + b"](" + b"".join(PAIRS) + b"e\x85R.",
+        "more than 20 tuples",
+    ),
+    "pairs of a call": (
+        MEMO_OF_HALVES
+        + name("collections", "OrderedDict")
+        + b"]("
+        + b"".join(b"](" + pair + b"Ne" for pair in PAIRS)
+        + b"e\x85R.",
+        "more than 20 tuples",
+    ),
+    "a frozenset of 2 to the 100": (
+        shared(lambda last: last * 2 + b"\x86")[:-2] + b"(h\x63\x910N.",
+        COPIES,
+    ),
+    "numbers of 80 bits": (b"}" + LONG + b"N.", "an array of f16, not of numbers"),
+    "a list of data": (
+        LIST + b"h\1\x8e" + struct.pack("<Q", 2**17) + bytes(2**17) + b"\x85R.",
+        "not iterable",
     ),
     "digits": (b"L" + b"9" * 10**6 + b"L\n.", "a number of more than 64 bits"),
     "nothing, often": (b"(" + b"N" * 50_000_000 + b"l.", MANY),

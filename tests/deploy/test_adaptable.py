@@ -46,6 +46,44 @@ def test_images_are_bytes_or_numbers_from_0_to_1(model, task):
     np.testing.assert_allclose(as_numbers, model.predict(*task), atol=1e-6)
 
 
+@pytest.mark.parametrize("of_integers", [lambda images: images.astype(np.int64), np.ndarray.tolist])
+def test_images_of_other_integers_are_refused(model, task, of_integers):
+    support, labels, query = task
+    adapted = model.adapt(support, labels).params
+    for answer in (
+        lambda images: model.predict(images, labels, query),
+        lambda images: model.trajectory(support, labels, images),
+        lambda images: model.answer(adapted, images, query),
+    ):
+        with pytest.raises(
+            ValueError, match="images are uint8, or floating-point from 0 to 1, got int"
+        ):
+            answer(of_integers(support))
+
+
+def test_points_of_a_curve_may_be_integers(curve):
+    x = np.arange(3)[:, None]
+    predicted = curve.predict(x, 3 * x, x)
+    np.testing.assert_allclose(predicted, curve.predict(np.float32(x), np.float32(3 * x), x))
+
+
+@pytest.mark.attack
+def test_parameters_that_are_used_up_are_named(model, task):
+    gone = dataclasses.replace(model, params=jax.tree.map(jnp.copy, model.params))
+    jax.tree.map(lambda leaf: leaf.delete(), gone.params)
+    support, labels, query = task
+    for ask in (
+        lambda: gone.predict(*task),
+        lambda: gone.trajectory(*task),
+        lambda: gone.adapt(support, labels),
+        lambda: model.answer(gone.params, support, query),
+        lambda: gone.for_ways(4),
+        lambda: gone.program(),
+    ):
+        with pytest.raises(ValueError, match=r"donated: .*\['(Conv|Batch).*jnp\.copy"):
+            ask()
+
+
 def test_the_order_of_the_support_set_does_not_matter(model, task):
     support, labels, query = task
     one_each = np.array([1, 2, 4])
@@ -112,7 +150,10 @@ def test_another_number_of_classes(model, task):
     predicted = two.predict(support[1:3], np.arange(2), query)
     np.testing.assert_allclose(predicted.sum(1), 1, rtol=1e-5)
     assert predicted.shape == (5, 2)
-    for other, ways in ((learned, 4), (two, 3), (model, 0)):
+    for other in (model, learned):
+        with pytest.raises(ValueError, match="ways is at least 1, got 0"):
+            other.for_ways(0)
+    for other, ways in ((learned, 4), (two, 3)):
         with pytest.raises(ValueError, match=f"classes apart, not {ways}: give that many or fewer"):
             other.for_ways(ways)
 

@@ -52,6 +52,8 @@ def test_sine_waves_are_learned():
 def test_other_names_and_damaged_weights_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="there is no pretrained 'omniglot', only omniglot-20way,"):
         rj.pretrained("omniglot")
+    with pytest.raises(ValueError, match=r"there is no pretrained \['omniglot-5way'\], only"):
+        rj.pretrained(["omniglot-5way"])
     shutil.copytree(catalogue.WEIGHTS, tmp_path / "weights")
     monkeypatch.setattr(catalogue, "WEIGHTS", tmp_path / "weights")
     path = tmp_path / "weights" / "sine-waves.safetensors"

@@ -103,6 +103,8 @@ def write_whole(path: Path, content: bytes) -> None:
       OSError: if it cannot be written, with its name; nothing is left of the new one.
     """
     new = path.with_name(f".{path.name}.reptile-jax")  # nobody else's name
+    if path.is_dir():
+        raise OSError(errno.EISDIR, "this is a folder, in the place of a file", str(path))
     with _naming(path):
         new.unlink(missing_ok=True)
         try:
@@ -119,7 +121,8 @@ def write_whole(path: Path, content: bytes) -> None:
 def check_regular(path: Path) -> None:
     """Raises an OSError for a folder, or for what would be waited for: a FIFO, a device."""
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "this is no regular file", str(path))
+        kind = "a folder, in the place of a file" if path.is_dir() else "no regular file"
+        raise OSError(errno.EINVAL, f"this is {kind}", str(path))
 
 
 @contextlib.contextmanager

@@ -13,13 +13,16 @@ _LENGTHS = {
 }
 _PUTS, _GETS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}, {"GET", "BINGET", "LONG_BINGET"}
 _FILLS = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
-_WORKS = {"SETITEM", "SETITEMS", "ADDITEMS", "BUILD", "REDUCE", "INST", "OBJ", "NEWOBJ"}
+_HASHES = {"SETITEM", "SETITEMS", "ADDITEMS", "FROZENSET"}
+_CALLS = {"BUILD", "REDUCE", "INST", "OBJ", "NEWOBJ"}
+_TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}
 _DATA = {"BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINSTRING"}
 # Of so many bytes in text and not: numbers of more than 64 bits can be made to collide in a dict.
 _LONGEST_NUMBERS = {"INT": 22, "LONG": 22, "LONG1": 9, "LONG4": 9}
 
 _MOST_INSTRUCTIONS = 400_000  # mini-ImageNet has 300,000 with its labels as numbers of NumPy
 _DEEPEST = 100
+_MOST_TUPLES = 20  # in the arguments of a call, which may hash them
 _LEAST_BUFFER = 2**16  # bytes
 
 
@@ -31,10 +34,11 @@ def bounded(content: mmap.mmap) -> tuple[bytes, list[memoryview]]:
 
     Raises:
       ValueError: for a pickle of too many instructions, too deep, with numbers of the memo that
-        were not given out, or whose dicts and calls would hash and copy far more than it contains.
+        were not given out, or whose dicts and calls would hash, compare and copy far more than it
+        contains.
       LookupError, struct.error: for a damaged one.
     """
-    run, parts, views, copied, count = _Run(), [], [], 0, 0
+    run, parts, views, copied, count, size = _Run(), [], [], 0, 0, len(content)
     while True:
         begin = content.tell()
         opcode = _OPCODES[content.read(1)[0]]
@@ -44,11 +48,12 @@ def bounded(content: mmap.mmap) -> tuple[bytes, list[memoryview]]:
             parts += [content[copied:begin], b"\x97"]  # NEXT_BUFFER
             views.append(memoryview(content)[content.tell() - length : content.tell()])
             copied = content.tell()
+            size, length = size - length, 0
         elif name == "FRAME":  # its length is no longer right
             parts.append(content[copied:begin])
             copied = content.tell()
         run.follow(opcode, length, argument)
-        problem = run.problem(len(content))
+        problem = run.problem(size)
         if count > _MOST_INSTRUCTIONS:
             problem = f"it has more than {_MOST_INSTRUCTIONS:,} instructions"
         elif length > _LONGEST_NUMBERS.get(name, length):
@@ -92,15 +97,19 @@ def _skip(content: mmap.mmap, length: int) -> None:
 
 
 class _Run:
-    """The stack and the memo, with [size, depth] for each thing; a filled one changes in place."""
+    """The stack and the memo, with [size, depth, tuples] for each thing; large data count nothing.
+
+    A filled one changes in place. Tuples can be made to collide in a dict or set, by thousands. As
+    keys, each is charged for a comparison with all before.
+    """
 
     def __init__(self) -> None:
         self._stack: list[list[int] | None] = []  # None is a mark
         self._memo: dict[int, list[int] | None] = {}
-        self.deepest = self.work = 0
+        self.deepest = self.work = self._keys = self._in_call = 0
 
     def follow(self, opcode: pickletools.OpcodeInfo, length: int, argument: int) -> None:
-        """One instruction; `work` grows by what it hashes, or copies."""
+        """One instruction; `work` grows by what it hashes, compares or copies."""
         stack, memo, name = self._stack, self._memo, opcode.name
         if name == "MARK":
             return stack.append(None)
@@ -112,28 +121,43 @@ class _Run:
         if name == "DUP":
             return stack.append(stack[-1])
         if not opcode.stack_before:  # most of them
-            stack.extend([length + 1, 0] for _ in opcode.stack_after)
+            stack.extend([length + 1, 0, 0] for _ in opcode.stack_after)
             return None
         taken = self._taken(opcode.stack_before)
-        size = sum(thing[0] for thing in taken)
+        size, tuples = (sum(thing[i] for thing in taken) for i in (0, 2))
         depth = max((thing[1] + 1 for thing in taken), default=0)
+        if name in _HASHES or name in _CALLS:
+            self._charge(name, taken, size)
         if name in _FILLS:
             filled = taken[-1]
-            filled[0] += size - filled[0]
-            filled[1] = max(filled[1], *(thing[1] + 1 for thing in taken[:-1]), 0)
+            depth = max(filled[1], *(thing[1] + 1 for thing in taken[:-1]), 0)
+            filled[:] = size, depth, tuples
             stack.append(filled)
-            depth = filled[1]
         else:
-            stack += [[size + length + 1, depth] for _ in opcode.stack_after]
+            tuples += name in _TUPLES
+            stack += [[size + length + 1, depth, tuples] for _ in opcode.stack_after]
         self.deepest = max(self.deepest, depth)
-        if name in _WORKS:
-            self.work += size
         return None
+
+    def _charge(self, name: str, taken: list[list[int]], size: int) -> None:
+        """What an instruction does with the things that it takes, besides taking them."""
+        self.work += size
+        if name in _CALLS:
+            given = taken[:-1] if name == "BUILD" else taken
+            self._in_call = max(self._in_call, sum(thing[2] for thing in given))
+            return
+        filled = 0 if name == "FROZENSET" else 1
+        hashed = taken[: len(taken) - filled]
+        for key in hashed[1::2] if name.startswith("SETITEM") else hashed:
+            self._keys += key[2] > 0
+            self.work += key[0] * self._keys * (key[2] > 0)
 
     def problem(self, size: int) -> str | None:
         """What is wrong so far with a pickle of `size` bytes."""
         if self.deepest > _DEEPEST:
             return f"it is nested more than {_DEEPEST} deep"
+        if self._in_call > _MOST_TUPLES:
+            return f"it makes something of more than {_MOST_TUPLES} tuples"
         if self.work > 10 * size + 1_000_000:
             return f"it copies or compares {self.work:,} things, but has {size:,} bytes"
         return None

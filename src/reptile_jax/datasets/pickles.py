@@ -36,7 +36,8 @@ def load_arrays(path: Path) -> Any:
     with open_file(path, _LARGEST) as file:
         try:
             program, views = bounded(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            unpickler = _DataUnpickler(io.BytesIO(program), encoding="latin1", buffers=views)
+            data = map(_Data, views)
+            unpickler = _DataUnpickler(io.BytesIO(program), encoding="latin1", buffers=data)
             return _with_arrays(unpickler.load(), {})
         except Exception as error:  # a damaged pickle raises almost anything
             damaged = isinstance(error, LookupError | struct.error)
@@ -44,11 +45,19 @@ def load_arrays(path: Path) -> Any:
             raise ValueError(f"cannot read {path}: {why}") from error
 
 
+class _Data:
+    """Large data in a pickle, which nothing but an array can be made of."""
+
+    def __init__(self, view: memoryview):
+        self.view = view
+
+
 class _Dtype:
     """`numpy.dtype` in a pickle."""
 
     def __init__(self, code: str, *_: Any):
-        if not re.fullmatch(r"[biufSU]\d{1,9}", code):
+        # Longer numbers than of 64 bits can be made to collide in a dict.
+        if not re.fullmatch(r"[biuf][1248]|[SU]\d{1,9}", code):
             raise pickle.UnpicklingError(f"it has an array of {code}, not of numbers or text")
         self.dtype = np.dtype(code)
 
@@ -67,12 +76,14 @@ class _Array:
         self.array = _from_bytes(data, dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _from_bytes(data: bytes | str, dtype: _Dtype) -> np.ndarray:
+def _from_bytes(data: bytes | str | _Data, dtype: _Dtype) -> np.ndarray:
+    if isinstance(data, _Data):
+        return np.frombuffer(data.view, dtype.dtype)
     # Python 2 wrote bytes as text.
     return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype.dtype)
 
 
-def _from_buffer(data: bytes, dtype: _Dtype, shape: tuple, order: str, *_: Any) -> _Array:
+def _from_buffer(data: bytes | _Data, dtype: _Dtype, shape: tuple, order: str, *_: Any) -> _Array:
     made = _Array()
     made.array = _from_bytes(data, dtype).reshape(shape, order="F" if order == "F" else "C")
     return made
@@ -85,6 +96,8 @@ def _with_arrays(content: Any, made: dict[int, dict]) -> Any:
             new = made[id(content)] = {}
             new.update((name, _with_arrays(value, made)) for name, value in content.items())
         return made[id(content)]
+    if isinstance(content, _Data):
+        return content.view
     return content.array if isinstance(content, _Array) else content
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reptile_jax._state_checks import check_usable
 from reptile_jax._types import Adapted, Apply, Key, Optimizer, OptState, Params
 from reptile_jax.deploy import adaptation
 from reptile_jax.deploy.adaptation import resized
@@ -63,31 +64,28 @@ class AdaptableModel:
           Probabilities `[queries, ways]`; for a curve its values `[queries, 1]`.
 
         Raises:
-          ValueError: for shapes or labels that do not fit.
+          ValueError: for shapes, labels or images that do not fit, and donated parameters.
         """
         given = self._checked(support, targets, query)
-        return adaptation.predict(
-            self._how(), transductive, self.params, self.inner_opt_state, *given
-        )
+        return adaptation.predict(self._how(), transductive, *self._start(), *given)
 
     def trajectory(
         self, support: Any, targets: Any, query: Any, *, transductive: bool = False
     ) -> adaptation.Trajectory:
         """The same with the answers after every inner step; arguments are those of `predict`."""
         given = self._checked(support, targets, query)
-        return adaptation.trajectory(
-            self._how(), transductive, self.params, self.inner_opt_state, *given
-        )
+        return adaptation.trajectory(self._how(), transductive, *self._start(), *given)
 
     def adapt(self, support: Any, targets: Any) -> Adapted:
         """Only adapts: `answer` then answers any number of queries without adapting again."""
         given = self._checked(support, targets, None)[:2]
-        return adaptation.adapt(self._how(), self.params, self.inner_opt_state, *given)
+        return adaptation.adapt(self._how(), *self._start(), *given)
 
     def answer(
         self, params: Params, support: Any, query: Any, *, transductive: bool = False
     ) -> jax.Array:
         """What adapted parameters answer, as `predict` does: `support` normalises the queries."""
+        check_usable(params)
         return adaptation.answer(
             self._how(), transductive, params, adaptation.scaled(support), adaptation.scaled(query)
         )
@@ -101,7 +99,7 @@ class AdaptableModel:
 
         Where a class has no example, or labels are out of range, its answers are NaN.
         """
-        how, start = self._how(), (self.params, self.inner_opt_state)
+        how, start = self._how(), self._start()
 
         def adapt_and_answer(support, targets, query):
             answers = adaptation.predict(how, transductive, *start, support, targets, query)
@@ -121,8 +119,10 @@ class AdaptableModel:
         """
         if ways == self.ways:
             return self
-        if self.apply_for is not None and ways > 0:
-            learned = resized(ways, (self.params, self.inner_opt_state))
+        if self.ways is not None and ways < 1:
+            raise ValueError(f"ways is at least 1, got {ways}.")
+        if self.apply_for is not None:
+            learned = resized(ways, self._start())
             return dataclasses.replace(
                 self,
                 apply=self.apply_for(ways),
@@ -130,7 +130,7 @@ class AdaptableModel:
                 inner_opt_state=learned[1],
                 ways=ways,
             )
-        if self.ways is None or not 0 < ways <= self.ways:
+        if self.ways is None or ways > self.ways:
             raise ValueError(
                 f"this model tells {self.ways or 'no'} classes apart, not {ways}: give that many "
                 "or fewer, or a model whose classifier starts at zero."
@@ -150,6 +150,11 @@ class AdaptableModel:
             params = resized(self.ways, params)
         start = self.inner_optimizer.init(params)
         return dataclasses.replace(self, params=params, inner_opt_state=start)
+
+    def _start(self) -> tuple[Params, OptState]:
+        """Where an adaptation starts; raises a ValueError if its memory has been used up."""
+        check_usable({"params": self.params, "inner_opt_state": self.inner_opt_state})
+        return self.params, self.inner_opt_state
 
     def _how(self) -> adaptation.How:
         return adaptation.How(

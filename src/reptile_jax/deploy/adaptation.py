@@ -148,6 +148,15 @@ def counts(ways: int, labels: jax.Array) -> jax.Array:
 
 
 def scaled(inputs: Any) -> jax.Array:
-    """Images in [0, 1]; other inputs as they are."""
-    scale = 255 if getattr(inputs, "dtype", None) == np.uint8 else 1
-    return jnp.asarray(inputs, jnp.float32) / scale
+    """Images in [0, 1]; other inputs as they are.
+
+    Raises:
+      ValueError: for images of other integers than uint8, which do not say how far they reach.
+    """
+    kind = inputs.dtype if hasattr(inputs, "dtype") else np.asarray(inputs).dtype
+    if kind.kind in "iu" and kind != np.uint8 and np.ndim(inputs) == 4:
+        raise ValueError(
+            f"images are uint8, or floating-point from 0 to 1, got {kind}: give images / 255, or "
+            "images.astype(np.uint8), if they are from 0 to 255."
+        )
+    return jnp.asarray(inputs, jnp.float32) / (255 if kind == np.uint8 else 1)

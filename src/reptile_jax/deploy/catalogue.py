@@ -34,7 +34,7 @@ def pretrained(name: str) -> AdaptableModel:
     Raises:
       ValueError: for another name, or weights that are damaged.
     """
-    card = cards().get(name)
+    card = cards().get(name) if isinstance(name, str) else None
     if card is None:
         raise ValueError(f"there is no pretrained {name!r:.80}, only {', '.join(cards())}.")
     content = (WEIGHTS / f"{name}.safetensors").read_bytes()

@@ -9,8 +9,6 @@ import numpy as np
 
 from reptile_jax.app.demo import engine
 
-LARGEST = 1_000_000  # bytes
-
 
 class BadQuestion(ValueError):
     """A question that is none; the text says why."""
@@ -31,6 +29,12 @@ class AboutWaves(NamedTuple):
     start: str
     x: list[float]  # [points]
     y: list[float]
+
+
+def largest(symbols: engine.Symbols) -> int:
+    """Bytes of the longest question: as many images as there can be, in base64, and the rest."""
+    images = symbols.ways[1] + engine.QUERIES
+    return images * (4 * symbols.size**2 // 3 + 10) + 10_000
 
 
 def about_symbols(body: bytes, symbols: engine.Symbols) -> AboutSymbols:

@@ -5,13 +5,17 @@ counts. Another site cannot ask either, by a name of its own that leads here (DN
 host has to be this machine's.
 """
 
+import asyncio
+import collections
+import functools
 import importlib.resources
 import json
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any
 
+import anyio.to_thread
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -23,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from reptile_jax.app.demo import engine, questions
 
 HOST = "127.0.0.1"
+_COMPILERS = 40  # threads that compile; the pool for answers has as many
 _KINDS = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -47,26 +52,45 @@ def application(symbols: engine.Symbols, waves: engine.Waves, about: str = "") -
       about: a sentence on where the learned parameters are from.
     """
 
+    from_symbols, from_waves = _answering(symbols), _answering(waves)
+
     async def ask_symbols(body: bytes) -> dict[str, Any]:
         asked = questions.about_symbols(body, symbols)
-        return await run_in_threadpool(
-            symbols.answer,
-            asked.start,
-            asked.support,
-            asked.queries,
-            transductive=asked.transductive,
-        )
+        drawn = asked.start, asked.support, asked.queries
+        return await from_symbols(*drawn, transductive=asked.transductive)
 
     async def ask_waves(body: bytes) -> dict[str, Any]:
-        return await run_in_threadpool(waves.answer, *questions.about_waves(body, waves))
+        return await from_waves(*questions.about_waves(body, waves))
 
+    largest = questions.largest(symbols)
     routes = [
         *(Route(address, _giving(content, kind)) for address, content, kind in _page()),
         Route("/models.json", _giving(_models(symbols, waves, about), _KINDS["json"])),
-        Route("/symbols", _asking(ask_symbols), methods=["POST"]),
-        Route("/waves", _asking(ask_waves), methods=["POST"]),
+        Route("/symbols", _asking(ask_symbols, largest), methods=["POST"]),
+        Route("/waves", _asking(ask_waves, largest), methods=["POST"]),
     ]
     return OfThisMachine(Starlette(routes=routes))
+
+
+def _answering(
+    asked: engine.Symbols | engine.Waves,
+) -> Callable[..., Awaitable[dict[str, Any]]]:
+    """`asked.answer` in a thread: of a pool of its own if it has to compile, so that visitors
+    whose programs are compiled find a thread. Who waits for another's compilation takes none.
+    """
+    waiting: dict[Hashable, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
+    compilers = functools.cache(lambda: anyio.CapacityLimiter(_COMPILERS))
+
+    async def answer(*question: Any, **how: Any) -> dict[str, Any]:
+        program = asked.program(*question, **how)
+        run = functools.partial(asked.answer, *question, **how)
+        if not asked.programs.is_compiled(program):
+            async with waiting[program]:
+                if not asked.programs.is_compiled(program):
+                    return await anyio.to_thread.run_sync(run, limiter=compilers())
+        return await run_in_threadpool(run)
+
+    return answer
 
 
 def _page() -> list[tuple[str, bytes, str]]:
@@ -102,9 +126,12 @@ def _giving(content: bytes, kind: str) -> Callable[[Request], Awaitable[Response
 
 
 def _asking(
-    answer: Callable[[bytes], Awaitable[dict[str, Any]]],
+    answer: Callable[[bytes], Awaitable[dict[str, Any]]], largest: int
 ) -> Callable[[Request], Awaitable[Response]]:
     """An endpoint that takes JSON; from another site's page a browser would ask for leave first."""
+    too_long = PlainTextResponse(
+        f"a question has at most {largest:,} bytes.", 413, {**_HEADERS, "Connection": "close"}
+    )
 
     async def ask(request: Request) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -114,8 +141,8 @@ def _asking(
         try:
             async for part in request.stream():
                 body += part
-                if len(body) > questions.LARGEST:
-                    return PlainTextResponse("a question is shorter.", 413, _HEADERS)
+                if len(body) > largest:
+                    return too_long
             return JSONResponse(await answer(bytes(body)), headers=_HEADERS)
         except questions.BadQuestion as problem:
             return PlainTextResponse(str(problem), 400, _HEADERS)
@@ -144,6 +171,8 @@ def _is_own(scope: Scope) -> bool:
     sent = lambda wanted: [value for name, value in scope["headers"] if name == wanted]
     hosts, port = [host.lower() for host in sent(b"host")], scope["server"][1]
     own = [f"{name}:{port}".encode() for name in (HOST, "localhost")]
+    if port == 80:  # which browsers leave out
+        own += [HOST.encode(), b"localhost"]
     origins = [b"http://" + host for host in hosts]
     return (
         scope["type"] == "http"
