@@ -1,4 +1,4 @@
-"""On a mesh with axes of the model's, the meta step is that of one device, and nothing is gathered."""
+"""On a mesh with axes of the model's: the meta step of one device, and nothing is gathered."""
 
 import re
 
@@ -159,7 +159,7 @@ def test_the_inner_loop_speaks_only_along_the_model():
     over_model = {"{{0,1,2,3},{4,5,6,7}}", "[2,4]<=[8]"}
     over_tasks = {"{{0,4},{1,5},{2,6},{3,7}}", "[4,2]<=[2,4]T(1,0)"}
     inside = [(kind, groups) for kind, groups, looped in found if looped]
-    assert inside and {kind for kind, _ in inside} == {"all-reduce"}
+    assert {kind for kind, _ in inside} == {"all-reduce"}
     assert {groups for _, groups in inside} <= over_model
     outside = [(kind, groups) for kind, groups, looped in found if not looped]
     assert sum(groups in over_tasks for _, groups in outside) == 1

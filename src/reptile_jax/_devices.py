@@ -117,9 +117,10 @@ class Placement(NamedTuple):
 def placement(tree: Any, mesh: Mesh | None) -> Placement | None:
     """Where the leaves are; None where no axis is the model's, or the compiler traces."""
     leaves, treedef = jax.tree.flatten(tree)
+    mesh = automatic(mesh)
     if mesh is None or len(mesh.axis_names) == 1 or any(map(_is_tracer, leaves)):
         return None
-    return Placement(treedef, tuple(_place(leaf, automatic(mesh)) for leaf in leaves))
+    return Placement(treedef, tuple(_place(leaf, mesh) for leaf in leaves))
 
 
 def kept(tree: Tree, placed: Placement | None) -> Tree:

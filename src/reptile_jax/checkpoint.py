@@ -264,8 +264,9 @@ def _target(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _is_divided_over_processes(leaf: Any) -> bool:
     sharding = getattr(leaf, "sharding", None)
-    is_whole_here = sharding is None or sharding.is_fully_addressable
-    return not (is_whole_here or sharding.is_fully_replicated)
+    if sharding is None or sharding.is_fully_addressable:
+        return False
+    return not sharding.is_fully_replicated
 
 
 def _of_all_processes(leaf: Any) -> Any:
