@@ -127,10 +127,33 @@ ROOMS: dict[str, dict[str, Command]] = {
             "reptile_vs_maml",
         ),
     },
-    "uses": {},
+    "uses": {
+        "equations": Command(
+            "families of differential equations, and opifex's example (speed needs opifex)",
+            "40 minutes",
+            "benchmarks.uses.equations:main",
+        ),
+        "fields": Command(
+            "tomography by neural fields: what a learned initialisation gains, and its speed",
+            "25 minutes",
+            "benchmarks.uses.fields:main",
+        ),
+        "clients": Command(
+            "FedAvg and its relatives, per client before and after adapting (needs Omniglot)",
+            "20 minutes",
+            "benchmarks.uses.clients:main",
+        ),
+    },
+    "robustness": {
+        "attack": Command(
+            "damages of a run's files: how many it survives, how many it refuses",
+            "3 minutes",
+            "benchmarks.robustness.attack:main",
+        ),
+    },
     "pages": {
         "report": Command(
-            "writes the tables and pictures of docs/results and docs/uses from the JSON alone",
+            "writes the tables and pictures of the documentation from the JSON alone",
             "half a minute",
             "benchmarks.report:main",
         ),

@@ -1,4 +1,4 @@
-"""Writes the tables and pictures of docs/results and docs/uses from the records alone."""
+"""Writes the tables and pictures of the documentation from the records alone."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from benchmarks import records, tables
 from benchmarks.comparison import page as comparison_page
 from benchmarks.comparison.contest import SIZES
 from benchmarks.paper import page as paper_page
+from benchmarks.robustness import attack
 from benchmarks.speed import page as speed_page
 from benchmarks.uses import page as uses_page
 
@@ -31,6 +32,7 @@ def pages(results: Path, folder: Path, size: str) -> dict[Path, str]:
         paper: paper_page.parts(results, paper),
         comparison: comparison_page.parts(results, comparison, size),
         **{page: uses_page.parts(results, page) for page in uses},
+        folder / "promises.md": attack.parts(results, folder / "promises.md"),
     }
     filled = {}
     for path, parts in found.items():

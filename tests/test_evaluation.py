@@ -439,3 +439,32 @@ def test_running_statistics_are_those_of_each_task(given, devices, aux):
     expected = [normalised_by_hand(task, kernel, 0.5, 1.5, 2) for task in tasks]
     np.testing.assert_allclose(result.scores, expected, rtol=1e-4)
     assert (averages["mean"] == 0.5).all()
+
+
+def test_the_spread_is_that_of_sorting_by_hand():
+    """23 tasks, two points: the worst tenth is three tasks, others at each point."""
+    rng = np.random.default_rng(0)
+    scores = {"a": rng.normal(size=(23, 2)), "b": (rng.normal(size=(23, 2, 4)),)}
+    found, errors = rj.spread(scores), rj.spread(scores, worst="highest")
+    for point in range(2):
+        ordered = sorted(scores["a"][:, point].tolist())
+        np.testing.assert_allclose(found.worst_tenth["a"][point], sum(ordered[:3]) / 3)
+        np.testing.assert_allclose(errors.worst_tenth["a"][point], sum(ordered[-3:]) / 3)
+        np.testing.assert_allclose(found.mean["a"][point], sum(ordered) / 23)
+        np.testing.assert_allclose(found.std["a"][point], scores["a"][:, point].std())
+        assert found.quartiles["a"][[0, 2, 4], point].tolist() == [*ordered[::11]]
+    assert found.worst_tenth["b"][0].shape == (2, 4)
+    assert found.quartiles["b"][0].shape == (5, 2, 4)
+
+
+def test_a_score_that_is_not_a_number_is_among_the_worst():
+    scores = np.array([[1.0], [np.nan], [3.0]])
+    assert np.isnan(rj.spread(scores).worst_tenth)
+    assert np.isnan(rj.spread(scores, worst="highest").worst_tenth)
+
+
+def test_a_spread_of_nothing_is_refused():
+    with pytest.raises(ValueError, match='worst is "lowest" or "highest", got \'high\''):
+        rj.spread(np.zeros((2, 2)), worst="high")
+    with pytest.raises(ValueError, match="scores has a leading axis"):
+        rj.spread(np.zeros((0, 2)))

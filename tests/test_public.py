@@ -30,6 +30,7 @@ def test_the_face_is_this():
     assert names["rj"] == {
         *("inner_loop", "reptile", "fomaml", "maml", "weighted_gradients", "foml"),
         *("meta_step", "meta_learner", "meta_steps", "train", "evaluate", "Evaluation"),
+        *("spread", "Spread"),
         *("task_mesh", "replicate", "tasks", "nn", "datasets", "checkpoint"),
         *("deploy", "pretrained", "export"),
         *("Task", "Batch", "TaskDistribution", "TaskGradient", "Adapted"),
@@ -39,12 +40,15 @@ def test_the_face_is_this():
         *("minibatches", "minibatch_order", "Masked", "masked_mean", "stack_batches"),
         *("stack_tasks", "sinusoids", "Sinusoids", "few_shot", "FewShot", "Episode"),
         *("Classes", "ImageClasses", "group_by_class", "accuracy", "query_logits"),
-        *("draw_distinct", "repeat", "Repeated"),
+        *("draw_distinct", "repeat", "Repeated", "clients", "Clients"),
+        *("burgers", "heat", "Equations", "Conditions", "residual_loss", "relative_error"),
+        *("phantoms", "Phantoms", "Views", "draw_ellipses", "project", "pixel_points"),
+        *("field_image", "projection_loss", "psnr"),
     }
     assert names["rj.nn"] == {
         *("MLP", "Conv", "BatchNorm", "ConvNet", "omniglot_net", "mini_imagenet_net"),
         *("classifier_mask", "squared_error", "cross_entropy", "conv_general_dilated"),
-        *("max_pool", "batch_norm"),
+        *("max_pool", "batch_norm", "Field"),
     }
     assert {"load_image_folder", "load_omniglot", "load_mini_imagenet"} <= names["rj.datasets"]
 

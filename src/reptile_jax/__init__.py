@@ -22,7 +22,9 @@ from reptile_jax._types import Task as Task
 from reptile_jax._types import TaskDistribution as TaskDistribution
 from reptile_jax._types import TaskGradient as TaskGradient
 from reptile_jax.evaluation import Evaluation as Evaluation
+from reptile_jax.evaluation import Spread as Spread
 from reptile_jax.evaluation import evaluate as evaluate
+from reptile_jax.evaluation import spread as spread
 from reptile_jax.inner_gradients import foml as foml
 from reptile_jax.inner_gradients import weighted_gradients as weighted_gradients
 from reptile_jax.reptile import fomaml as fomaml

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from reptile_jax.app import cli, commands
+from reptile_jax.app.experiments import EXPERIMENTS
 
 
 def test_the_package_is_a_command(monkeypatch, capsys):
@@ -49,7 +50,7 @@ def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch):
     ("argv", "message"),
     [
         (["fly"], "there is no command 'fly'"),
-        (["train"], "train what? sinusoid, omniglot, mini-imagenet, images, or --preset"),
+        (["train"], f"train what? {', '.join(EXPERIMENTS)}, or --preset"),
         (["train", "--preset", "o16", "--data", "."], "--preset is one of m15, m15t,"),
         (
             ["train", "omniglot", "--preset", "m15", "--data", "."],

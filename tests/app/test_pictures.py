@@ -98,6 +98,20 @@ def test_files_with_other_fields_are_named(run, tmp_path, name, content):
 
 
 @pytest.mark.attack
+@pytest.mark.parametrize(
+    "name", ["scores.png", "adaptation.png", "learning_curve.png", "report.html", "metrics.jsonl"]
+)
+def test_a_folder_in_the_place_of_a_file_is_named(run, tmp_path, capsys, name):
+    for path in run.glob("*.*"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    assert cli.main(["plot", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said == f"reptile-jax: {tmp_path / name}: this is a folder, in the place of a file\n"
+
+
+@pytest.mark.attack
 def test_a_pipe_in_the_place_of_the_tasks_is_not_waited_for(run, tmp_path, capsys):
     for path in run.glob("*.json*"):
         shutil.copy(path, tmp_path)

@@ -20,7 +20,7 @@ JSON = [path for path in COMMITTED if path.suffix == ".json"]
 
 
 def test_results_are_few_files_and_no_checkpoints():
-    assert len(COMMITTED) <= 60
+    assert len(COMMITTED) <= 80
     assert {path.suffix for path in COMMITTED} == {".json", ".png"}
 
 

@@ -19,6 +19,7 @@ USAGE = """\
 usage: reptile-jax COMMAND ...
 
   train sinusoid                    the paper's sine waves, in less than a minute
+  train burgers                     a family of differential equations; or train heat
   train omniglot --data DIR         Omniglot, from the two official zip files
   train mini-imagenet --data DIR    mini-ImageNet, in any of its usual layouts
   train images --data DIR           a folder with one folder of images per class

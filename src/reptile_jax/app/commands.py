@@ -33,7 +33,7 @@ _DEFAULT = processes.Sharing()
 @dataclasses.dataclass(frozen=True)
 class _TrainOptions(Generic[_Config]):
     config: tyro.conf.OmitArgPrefixes[_Config]
-    data: Path | None = None  # folder of the data set; the sine waves take none
+    data: Path | None = None  # folder of the data set, for images
     out: Path | None = None  # folder of the run; by default a new one under runs/
     tensorboard: bool = False  # also write the metrics as TensorBoard's event files
     sharing: _Sharing = _DEFAULT
@@ -123,11 +123,13 @@ class _EvaluateOptions:
     eval_batch: int | None = None
     balanced_eval: bool | None = None  # every mini-batch shows each class as often
     inner_rate: float | None = None  # of the inner optimiser
+    eval_rate: float | None = None  # the same, where evaluation has its own
     transductive: bool | None = None  # which of the two scores is named the score
     eval_ways: int | None = None  # classes of each task; of a run with --classifier zero
     shots: int | None = None  # support images of each class
     query_shots: int | None = None  # query images of each class
     eval_shots: int | None = None  # points given of a sine wave
+    eval_viscosity: tuple[float, float] | None = None  # lowest and highest, of equations
     seed: int | None = None  # of the tasks drawn
     sharing: _Sharing = _DEFAULT
 

@@ -133,6 +133,85 @@ class SinusoidConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True)
+class EquationsConfig(Config):
+    """A family of differential equations for a physics-informed network: Burgers' or the heat's."""
+
+    equation: Literal["burgers", "heat"] = "burgers"
+    viscosity: tuple[float, float] = (0.005, 0.05)  # lowest and highest in training
+    eval_viscosity: tuple[float, float] | None = None  # at evaluation; by default as in training
+    horizon: float = 0.5  # the last t
+    points: int = 200  # where an inner step asks for the equation; at the edges, a part of that
+    hidden: tuple[int, ...] = (32, 32)  # units of the hidden layers
+    meta_steps: int = 2000
+    meta_batch: int = 2  # tasks in a meta step
+    meta_rate: float = 1.0  # ε at the start, annealed linearly to 0
+    inner_steps: int = 50
+    inner_rate: float = 3e-3  # of Adam with β1 = 0
+    eval_steps: int = 1000  # inner steps at evaluation
+    eval_rate: float = 1.5e-3  # of Adam at evaluation
+    eval_tasks: int = dataclasses.field(default=50, metadata={"least": 2})  # held-out tasks
+
+    @property
+    def experiment(self) -> str:
+        return self.equation
+
+    @property
+    def shares_devices(self) -> bool:
+        return False  # a network this small gains nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientsConfig(Config):
+    """Federated averaging over clients who write Omniglot's alphabets: a meta step is a round."""
+
+    local_epochs: int = 1  # of a client in a round
+    inner_batch: int = 20
+    inner_rate: float = 0.1  # of SGD
+    weighted: bool = True  # clients count by their numbers of examples
+    server: Literal["sgd", "momentum", "adam"] = "sgd"
+    meta_rate: float = 1.0  # of the server's optimiser
+    meta_steps: int = 500
+    meta_batch: int = 10  # clients in a round
+    steps_per_dispatch: int = 50  # meta steps between lines of metrics
+    eval_steps: int = 50  # inner steps at evaluation, on half of a client's drawings
+    eval_batch: int = 20
+    eval_rate: float = 0.03  # of SGD at evaluation
+    # Clients that are scored, of the 76 whose drawings are by other people.
+    eval_tasks: int = dataclasses.field(default=76, metadata={"least": 2, "largest": 76})
+
+    @property
+    def experiment(self) -> str:
+        return "clients"
+
+
+@dataclasses.dataclass(frozen=True)
+class TomographyConfig(Config):
+    """Neural fields for tomography from few views; the network is smaller than the paper's."""
+
+    size: int = dataclasses.field(default=32, metadata={"least": 8})  # pixels in height and width
+    features: int = 64  # Fourier features of the field; the paper has 256
+    width: int = 64  # units of its hidden layers; the paper has 256
+    scale: float = 10.0  # of the Fourier features, in radians across the image; the paper has 30
+    views: int = 20  # angles that a phantom is seen from in training
+    inner_views: int = 2  # views of an inner step
+    inner_steps: int = 12
+    inner_rate: float = 1e-3  # of Adam with β1 = 0
+    meta_steps: int = 4000
+    meta_batch: int = 1  # tasks in a meta step
+    meta_rate: float = 1.0  # ε at the start, annealed linearly to 0
+    eval_steps: int = 200  # inner steps at evaluation, each with all views
+    eval_tasks: int = dataclasses.field(default=50, metadata={"least": 2})  # held-out phantoms
+
+    @property
+    def experiment(self) -> str:
+        return "ct"
+
+    @property
+    def shares_devices(self) -> bool:
+        return self.meta_batch > 1
+
+
+@dataclasses.dataclass(frozen=True)
 class FewShotConfig(Config):
     """N-way K-shot image classification as in the paper; the defaults are row o15.
 

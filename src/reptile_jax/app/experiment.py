@@ -25,7 +25,7 @@ class Experiment:
     training_tasks: rj.TaskDistribution
 
     # Evaluation: held-out tasks are adapted to and scored.
-    held_out_tasks: rj.TaskDistribution
+    held_out_tasks: rj.TaskDistribution | rj.Task  # to draw `Config.eval_tasks` of, or as many
     loss_fn: Callable[[Any, Any], jax.Array]  # (params, batch) -> scalar
     inner_optimizer: optax.GradientTransformation
     # (params, task) -> a dict. Numbers in it are reported by their names.
@@ -49,6 +49,9 @@ class Experiment:
     # What a picture shows of a few held-out tasks: (params, task) -> a dict of arrays. By default
     # what `score_fn` gives. `experiments.Entry.draw` draws it.
     show_fn: Callable[[Any, rj.Task], dict[str, Any]] | None = None
+    shown: int = 3  # tasks in that picture
+    # Every held-out task is somebody's: the results also say how much they differ.
+    reports_spread: bool = False
 
 
 def key(seed: int, use: str) -> jax.Array:

@@ -205,8 +205,10 @@ def _summary(infos: rj.MetaInfo) -> dict[str, float | int | None]:
     finite = np.asarray(infos.finite)
     losses = np.asarray(infos.losses, np.float64)[finite]  # [finite tasks, steps]
     mean = lambda values: float(f"{values.mean():.6g}") if values.size else None
+    # Of a task that takes fewer steps than there are, the first losses are zero.
+    first = np.argmax(losses != 0, axis=1, keepdims=True)
     return {
-        "first_loss": mean(losses[:, 0]),
+        "first_loss": mean(np.take_along_axis(losses, first, axis=1)),
         "last_loss": mean(losses[:, -1]),
         "gradient_norm": mean(np.asarray(infos.gradient_norm, np.float64)),
         "tasks_left_out": int((~finite).sum()),

@@ -21,8 +21,6 @@ from reptile_jax.app.experiment import Experiment, key
 from reptile_jax.app.experiments import EXPERIMENTS
 from reptile_jax.app.json_files import check_regular, read_json, read_json_lines, write_whole
 
-SHOWN = 3  # tasks in a picture
-
 
 def keep(
     results: Path,
@@ -41,7 +39,7 @@ def keep(
             found = _shown(config, experiment, state)
         arrays["steps"] = found.steps
         for name, values in found.scores.items():
-            values = np.asarray(values)[:SHOWN]
+            values = np.asarray(values)[: experiment.shown]
             same = bool(np.all(values == values[:, :1]))  # at all points of the curve
             with np.errstate(over="ignore"):
                 arrays[f"{label}/{name}"] = (values[:, :1] if same else values).astype(np.float32)
@@ -104,14 +102,19 @@ def _learning_curve(folder: Path, rows: list[dict[str, Any]]) -> Path:
 def _shown(config: Config, experiment: Experiment, state: rj.MetaState) -> rj.Evaluation:
     """The first held-out tasks once more, with what a picture shows of them."""
     start = jax.device_get(experiment.initialisation(state))  # this process's own
+    tasks, drawn = experiment.held_out_tasks, None
+    if isinstance(tasks, rj.Task):
+        tasks = jax.tree.map(lambda leaf: leaf[: experiment.shown], tasks)
+    else:
+        drawn = min(experiment.shown, config.eval_tasks)
     return rj.evaluate(
         experiment.loss_fn,
         experiment.show_fn or experiment.score_fn,
         experiment.inner_optimizer,
         start.params,
-        experiment.held_out_tasks,
-        key(config.seed, "evaluation"),
-        num_tasks=min(SHOWN, config.eval_tasks),
+        tasks,
+        None if drawn is None else key(config.seed, "evaluation"),
+        num_tasks=drawn,
         opt_state=start.inner_opt_state,
         score_every=experiment.score_every,
     )
@@ -132,7 +135,8 @@ def _load(path: Path) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]] | N
         return None
     try:
         check_regular(path)
-        with np.load(path, allow_pickle=False) as stored:
+        # Of a damaged file NumPy would leave what it opens itself open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         steps, found = arrays.pop("steps"), {}
         for name, values in arrays.items():

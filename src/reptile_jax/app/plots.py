@@ -106,6 +106,129 @@ def scores(path: Path, measure: str, curves: Mapping[str, Mapping[str, Mapping[s
     _save(figure, path)
 
 
+def solutions(
+    path: Path,
+    horizon: float,
+    names: Sequence[str],
+    exact: np.ndarray,
+    found: Mapping[str, np.ndarray],
+    steps: int,
+) -> None:
+    """Draws exact solutions u(x, t) beside networks' after some inner steps, and both at the end.
+
+    Args:
+      path: of the PNG to write.
+      horizon: the last t; x goes from -1 to 1.
+      names: of the tasks.
+      exact: `[tasks, times, points]`.
+      found: the same by initialisation.
+      steps: inner steps that the networks have taken.
+    """
+    maps = {"exact": exact, **found}
+    figure, axes = plt.subplots(
+        len(names),
+        len(maps) + 1,
+        figsize=(2.6 * (len(maps) + 1), 2.1 * len(names) + 0.6),
+        squeeze=False,
+        layout="constrained",
+    )
+    x = np.linspace(-1, 1, exact.shape[-1])
+    for row, name in enumerate(names):
+        top = np.abs(exact[row]).max()
+        axes[row, 0].set_ylabel(f"{name}\nt")
+        for panel, (label, u) in zip(axes[row], maps.items(), strict=False):
+            if row == 0:
+                panel.set_title(label if label == "exact" else f"{label}, {steps} steps")
+            panel.imshow(
+                u[row],
+                origin="lower",
+                extent=(-1, 1, 0, horizon),
+                aspect="auto",
+                cmap="RdBu_r",
+                vmin=-top,
+                vmax=top,
+                interpolation="bilinear",
+            )
+        profile = axes[row, -1]
+        if row == 0:
+            profile.set_title(f"u at t = {horizon:g}")
+        profile.plot(x, exact[row, -1], color="black", linewidth=3, alpha=0.3, label="exact")
+        for label, u in found.items():
+            profile.plot(x, u[row, -1], linewidth=1.3, label=label)
+        profile.set_ylim(-1.3 * top, 1.3 * top)
+        profile.grid(alpha=0.3)
+    for panel in axes[-1]:
+        panel.set_xlabel("x")
+    handles, labels = axes[0, -1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower right", ncols=len(labels), frameon=False)
+    _save(figure, path)
+
+
+def reconstructions(
+    path: Path, truth: np.ndarray, names: Sequence[str], found: Mapping[str, np.ndarray]
+) -> None:
+    """Draws an image beside what was made of few views of it, with the PSNR of each.
+
+    Args:
+      path: of the PNG to write.
+      truth: `[size, size]` in [0, 1].
+      names: of the rows.
+      found: by initialisation `[rows, size, size]`.
+    """
+    columns = len(found) + 1
+    figure, axes = plt.subplots(
+        len(names),
+        columns,
+        figsize=(1.5 * columns, 1.65 * len(names) + 0.3),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, name in enumerate(names):
+        axes[row, 0].set_ylabel(name)
+        panels = {"truth": truth, **{label: images[row] for label, images in found.items()}}
+        for panel, (label, image) in zip(axes[row], panels.items(), strict=True):
+            panel.imshow(image, origin="lower", cmap="gray", vmin=0, vmax=1)
+            panel.set(xticks=[], yticks=[], title=label if row == 0 else "")
+            if label != "truth":
+                error = max(float(np.mean((image - truth) ** 2)), 1e-10)
+                panel.set_xlabel(f"{-10 * np.log10(error):.1f} dB", fontsize="small")
+    _save(figure, path)
+
+
+def before_and_after(path: Path, measure: str, ends: Mapping[str, np.ndarray]) -> None:
+    """Draws every task's score before and after adapting, sorted by the first, and the means.
+
+    Args:
+      path: of the PNG to write.
+      measure: what the scores are.
+      ends: by initialisation, `[tasks, 2]`.
+    """
+    figure, axes = plt.subplots(
+        1,
+        len(ends),
+        figsize=(3.6 * len(ends) + 0.6, 3.6),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for panel, (name, scores) in zip(axes[0], ends.items(), strict=True):
+        before, after = scores[np.argsort(scores[:, 0], kind="stable")].T
+        place = np.arange(len(scores))
+        panel.vlines(place, before, after, color="black", alpha=0.15, linewidth=1)
+        for values, color, label in (
+            (before, "tab:gray", "before adapting"),
+            (after, "tab:green", "after adapting"),
+        ):
+            panel.plot(place, values, "o", color=color, markersize=3, label=label)
+            panel.axhline(values.mean(), color=color, linewidth=1, linestyle="--")
+        panel.set(title=name, xlabel="tasks, sorted", xticks=[])
+        panel.grid(alpha=0.3, axis="y")
+    axes[0, 0].set_ylabel(measure)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    _save(figure, path)
+
+
 def episodes(
     path: Path,
     steps: np.ndarray,

@@ -12,6 +12,8 @@ from reptile_jax.app import run_folder
 from reptile_jax.app.experiments import EXPERIMENTS
 from reptile_jax.app.json_files import read_json, read_json_lines, write_whole
 
+_OF_SPREAD = {"worst_tenth": "worst tenth", "std": "standard deviation"}
+
 
 def results_of(folder: Path) -> list[Path]:
     """The files of results in a run's folder, those of the training first."""
@@ -45,7 +47,10 @@ def write(folder: Path, pictures: Sequence[Path]) -> Path:
         body.append(_headline(next(iter(found.values()))))
     for path, fields in found.items():
         body.append(f"<h2>{'Held-out tasks' if path.stem == 'results' else path.stem}</h2>")
-        body += [_score_table(fields), *map(_figure, _pictures_of(path, pictures))]
+        body.append(_score_table(fields))
+        if "spread" in fields:
+            body.append(_spread_table(fields))
+        body += map(_figure, _pictures_of(path, pictures))
     body += ["<h2>Training</h2>"]
     body += [_figure(path) for path in pictures if path.stem == "learning_curve"]
     start = dataclasses.asdict(EXPERIMENTS[config.experiment].start)
@@ -96,6 +101,18 @@ def _score_table(fields: Mapping[str, Any]) -> str:
         for label, curve in curves.items()
     ]
     return _table(["inner steps", *(str(steps[i]) for i in few)], rows)
+
+
+def _spread_table(fields: Mapping[str, Any]) -> str:
+    """How much the held-out tasks differ, before and after adapting."""
+    scale, digits = (100, 1) if fields.get("measure") == "accuracy" else (1, 3)
+    number = lambda value: "–" if value is None else f"{scale * value:.{digits}f}"
+    rows = [
+        (label, step, *(number(found[name][point]) for name in ("mean", *_OF_SPREAD)))
+        for label, found in fields["spread"].items()
+        for point, step in enumerate(found["inner steps"])
+    ]
+    return _table(["", "inner steps", "mean", *_OF_SPREAD.values()], rows)
 
 
 def _shown(mean: float | None, half: float | None, percent: bool) -> str:

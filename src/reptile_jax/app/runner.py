@@ -171,6 +171,7 @@ def _evaluate(
     step = int(states[OURS].step)
     results = {
         "scores": {label: scores.curves(result) for label, result in evaluations.items()},
+        **scores.spreads(experiment, evaluations),
         "score": experiment.main_score,
         "measure": experiment.measure,
         "tasks": config.eval_tasks,
@@ -194,6 +195,7 @@ def _score(
 ) -> rj.Evaluation:
     """Adapts one initialisation to the held-out tasks."""
     start = experiment.initialisation(state)
+    given = isinstance(experiment.held_out_tasks, rj.Task)
     with terminal.Bar(f"{label}, held-out tasks", config.eval_tasks, "tasks") as bar:
         return rj.evaluate(
             experiment.loss_fn,
@@ -201,8 +203,8 @@ def _score(
             experiment.inner_optimizer,
             start.params,
             experiment.held_out_tasks,
-            key(config.seed, "evaluation"),
-            num_tasks=config.eval_tasks,
+            None if given else key(config.seed, "evaluation"),
+            num_tasks=None if given else config.eval_tasks,
             opt_state=start.inner_opt_state,
             score_every=experiment.score_every,
             tasks_at_once=experiment.tasks_at_once,

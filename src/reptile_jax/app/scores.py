@@ -22,6 +22,35 @@ def curves(result: rj.Evaluation) -> dict[str, Any]:
     }
 
 
+def spreads(
+    experiment: Experiment, evaluations: Mapping[str, rj.Evaluation]
+) -> dict[str, dict[str, Any]]:
+    """How much held-out tasks differ before and after adapting, if the experiment reports that."""
+    if not experiment.reports_spread:
+        return {}
+    worst = "lowest" if experiment.measure == "accuracy" else "highest"
+    found = {}
+    for label, result in evaluations.items():
+        ends = result.scores[experiment.main_score][:, [0, -1]]
+        found[label] = {"inner steps": result.steps[[0, -1]]}
+        found[label] |= rj.spread(ends, worst=worst)._asdict()
+    return {"spread": found}
+
+
+def _tabulate_spreads(experiment: Experiment, evaluations: Mapping[str, rj.Evaluation]) -> None:
+    scale, digits = (100, 1) if experiment.percent else (1, 3)
+    show = lambda *values: [f"{scale * value:.{digits}f}" for value in values]
+    rows = []
+    for label, found in spreads(experiment, evaluations).get("spread", {}).items():
+        for point, step in enumerate(found["inner steps"]):
+            figures = [found[name][point] for name in ("mean", "worst_tenth", "std")]
+            rows.append([label, str(step), *show(*figures, *found["quartiles"][:, point])])
+    if rows:
+        names = ["mean", "worst tenth", "deviation", "least", "quartile", "median", "quartile"]
+        title = f"how much held-out tasks differ in {experiment.main_score}"
+        terminal.table(title, ["", "inner steps", *names, "greatest"], rows)
+
+
 def tabulate(
     config: Config, experiment: Experiment, evaluations: Mapping[str, rj.Evaluation], step: int
 ) -> None:
@@ -48,14 +77,16 @@ def tabulate(
         ["inner steps", *(str(steps[i]) for i in _few(steps))],
         rows,
     )
+    _tabulate_spreads(experiment, evaluations)
     main = experiment.main_score
     best = evaluations[OURS]
     terminal.say(f"the score: {show(best.mean[main][-1], best.ci95[main][-1])}, {main}")
 
 
 def _few(steps: np.ndarray) -> list[int]:
-    """The points of a curve in a table: all, or of many those at powers of two and the last."""
+    """The points of a curve in a table: all, or of many those at powers of two, or of ten."""
     if len(steps) <= 8:
         return list(range(len(steps)))
-    powers = [2**exponent for exponent in range((len(steps) - 1).bit_length())]
+    base = 2 if len(steps) <= 100 else 10
+    powers = [base**exponent for exponent in range((len(steps) - 1).bit_length())]
     return sorted({0, *(power for power in powers if power < len(steps)), len(steps) - 1})

@@ -1,6 +1,7 @@
 """The paper's networks and losses, and layers that stay fast inside an inner loop."""
 
 from reptile_jax.nn.convolution import conv_general_dilated as conv_general_dilated
+from reptile_jax.nn.fields import Field as Field
 from reptile_jax.nn.layers import batch_norm as batch_norm
 from reptile_jax.nn.layers import max_pool as max_pool
 from reptile_jax.nn.losses import cross_entropy as cross_entropy

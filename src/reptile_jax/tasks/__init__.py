@@ -2,6 +2,14 @@
 
 from reptile_jax._types import ImageClasses as ImageClasses
 from reptile_jax._types import Repeated as Repeated
+from reptile_jax.tasks.clients import Clients as Clients
+from reptile_jax.tasks.clients import clients as clients
+from reptile_jax.tasks.equations import Conditions as Conditions
+from reptile_jax.tasks.equations import Equations as Equations
+from reptile_jax.tasks.equations import burgers as burgers
+from reptile_jax.tasks.equations import heat as heat
+from reptile_jax.tasks.equations import relative_error as relative_error
+from reptile_jax.tasks.equations import residual_loss as residual_loss
 from reptile_jax.tasks.few_shot import Classes as Classes
 from reptile_jax.tasks.few_shot import Episode as Episode
 from reptile_jax.tasks.few_shot import FewShot as FewShot
@@ -19,3 +27,12 @@ from reptile_jax.tasks.padding import stack_tasks as stack_tasks
 from reptile_jax.tasks.repeated import repeat as repeat
 from reptile_jax.tasks.sinusoids import Sinusoids as Sinusoids
 from reptile_jax.tasks.sinusoids import sinusoids as sinusoids
+from reptile_jax.tasks.tomography import Phantoms as Phantoms
+from reptile_jax.tasks.tomography import Views as Views
+from reptile_jax.tasks.tomography import draw_ellipses as draw_ellipses
+from reptile_jax.tasks.tomography import field_image as field_image
+from reptile_jax.tasks.tomography import phantoms as phantoms
+from reptile_jax.tasks.tomography import pixel_points as pixel_points
+from reptile_jax.tasks.tomography import project as project
+from reptile_jax.tasks.tomography import projection_loss as projection_loss
+from reptile_jax.tasks.tomography import psnr as psnr

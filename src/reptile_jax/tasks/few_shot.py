@@ -109,11 +109,17 @@ class FewShot:
         return order.swapaxes(0, 1).reshape(self.steps, batch_size)
 
     def _examples(self, index: jax.Array) -> Examples:
-        def take(leaf):
-            leaf = jnp.asarray(leaf)[index]
-            return leaf.astype(jnp.float32) / 255 if leaf.dtype == jnp.uint8 else leaf
+        return take(self.classes[0], index)
 
-        return jax.tree.map(take, self.classes[0])
+
+def take(examples: Examples, index: jax.Array) -> Examples:
+    """The examples at `index`; those of uint8 are pictures, scaled to float32 from 0 to 1."""
+
+    def of_leaf(leaf):
+        leaf = jnp.asarray(leaf)[index]
+        return leaf.astype(jnp.float32) / 255 if leaf.dtype == jnp.uint8 else leaf
+
+    return jax.tree.map(of_leaf, examples)
 
 
 def few_shot(

@@ -2,13 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from reptile_jax._checks import check_integers
+from reptile_jax._checks import check_integers, check_range
 from reptile_jax._types import Batch, Key, Task
 from reptile_jax.tasks.minibatches import shuffles
 from reptile_jax.tasks.repeated import repeat
@@ -91,7 +89,7 @@ def sinusoids(
     if batch_size is not None:
         (batch_size,) = check_integers(batch_size=batch_size)
     amplitude, phase, inputs = (
-        _range(name, ends)
+        check_range(name, ends)
         for name, ends in {"amplitude": amplitude, "phase": phase, "inputs": inputs}.items()
     )
     if shots > points:
@@ -99,13 +97,3 @@ def sinusoids(
             f"shots are drawn from the grid: 1 <= shots <= points, got {shots} of {points}."
         )
     return Sinusoids(amplitude, phase, inputs, points, shots, steps, batch_size)
-
-
-def _range(name: str, ends: Sequence[float]) -> tuple[float, float]:
-    are_two = isinstance(ends, Sequence) and len(ends) == 2
-    are_two = are_two and all(isinstance(x, int | float | np.integer | np.floating) for x in ends)
-    if not are_two or not -1e9 <= ends[0] <= ends[1] <= 1e9:
-        raise ValueError(
-            f"{name} is two numbers, (lowest, highest), between -1e9 and 1e9, got {ends!r:.80}."
-        )
-    return float(ends[0]), float(ends[1])

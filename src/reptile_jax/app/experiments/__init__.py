@@ -9,9 +9,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from reptile_jax.app import presets
-from reptile_jax.app.config import Config, SinusoidConfig
+from reptile_jax.app.config import (
+    ClientsConfig,
+    Config,
+    EquationsConfig,
+    SinusoidConfig,
+    TomographyConfig,
+)
 from reptile_jax.app.experiment import Experiment
-from reptile_jax.app.experiments import few_shot, sinusoid
+from reptile_jax.app.experiments import clients, equations, few_shot, sinusoid, tomography
 
 
 class Entry(NamedTuple):
@@ -34,6 +40,14 @@ class Entry(NamedTuple):
 # By the name that follows `train` and that `Config.experiment` gives.
 EXPERIMENTS: dict[str, Entry] = {
     "sinusoid": Entry(SinusoidConfig(), sinusoid.build, draw=sinusoid.draw),
+    "burgers": Entry(EquationsConfig(), equations.build, draw=equations.draw),
+    "heat": Entry(
+        EquationsConfig(equation="heat", viscosity=(0.05, 0.2)),
+        equations.build,
+        draw=equations.draw,
+    ),
+    "ct": Entry(TomographyConfig(), tomography.build, draw=tomography.draw),
+    "clients": Entry(ClientsConfig(), clients.build, True, draw=clients.draw),
     "omniglot": Entry(presets.PAPER["o15"], few_shot.build, True, True, few_shot.draw),
     "mini-imagenet": Entry(presets.PAPER["m15"], few_shot.build, True, True, few_shot.draw),
     "images": Entry(
