@@ -227,6 +227,7 @@ def contents(folder):
     }
 
 
+@pytest.mark.slow
 def test_a_save_killed_at_any_operation_leaves_the_newest_good_one(folder, tmp_path):
     """In it an old and an unfinished checkpoint are removed, and a damaged one is set aside."""
     shutil.copytree(folder / "1", folder / "0")

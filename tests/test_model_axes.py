@@ -114,6 +114,7 @@ class Drawn:
 jax.tree_util.register_static(Drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_training_and_evaluation_keep_the_model_divided():
     results = []

@@ -40,7 +40,7 @@ def jitted(step: Callable, mesh: Mesh | None, *, donate: bool) -> Callable:
 
         return jax.jit(placed_step, donate_argnums=0 if donate else ())
 
-    @functools.wraps(step)
+    @functools.wraps(compiled(None))
     def checked(state, tasks):
         check_usable(state, donated=donate)
         return compiled(placement(state, mesh))(state, tasks)

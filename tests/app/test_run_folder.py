@@ -128,6 +128,7 @@ def test_a_run_has_one_process_at_a_time(whole, folder):
         pass
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_starts_over(trained, pictures, tmp_path):
     never_saved = shutil.ignore_patterns("checkpoints", "times.jsonl", "results.json")
     shutil.copytree(trained, tmp_path / "run", ignore=never_saved)
@@ -152,6 +153,7 @@ def test_a_run_does_not_go_on_with_other_classes(trained, pictures, tmp_path, ca
     assert "the data set is not the one that" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_results_that_cannot_be_kept_are_shown(trained, pictures, monkeypatch, capsys):
     def full(path, value):
         raise OSError(28, "No space left on device", str(path))

@@ -44,6 +44,7 @@ def test_a_constant_has_constant_projections():
     np.testing.assert_allclose(middle, across, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_every_view_of_an_object_has_the_same_sum():
     image = phantoms(size=48, noise=0.0).sample(jax.random.key(0)).query.image
     sums = project(image, np.linspace(0, np.pi, 11)).sum(1)
@@ -93,6 +94,7 @@ def test_without_noise_the_phantom_is_shepp_and_logans():
     np.testing.assert_allclose(image, expected.clip(0, 1), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_phantoms_differ_and_stay_within_bounds():
     images = jax.vmap(phantoms().sample)(jax.random.split(jax.random.key(0), 8)).query.image
     assert images.min() >= 0

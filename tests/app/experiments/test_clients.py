@@ -70,6 +70,7 @@ def run(drawings, tmp_path_factory):
     return folder, printed.getvalue()
 
 
+@pytest.mark.slow
 def test_a_run_reports_every_held_out_client(run):
     folder, printed = run
     results = json.loads((folder / "results.json").read_text())

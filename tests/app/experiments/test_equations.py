@@ -27,6 +27,7 @@ def run(tmp_path_factory):
     return place / "runs" / "burgers", printed.getvalue()
 
 
+@pytest.mark.slow
 def test_train_burgers_leaves_a_whole_run(run):
     folder, printed = run
     results = json.loads((folder / "results.json").read_text())
@@ -41,6 +42,7 @@ def test_train_burgers_leaves_a_whole_run(run):
         assert picture.width > 1000
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_outside_its_range(run, capsys):
     folder, _ = run
     more = ["--eval-viscosity", "0.05", "0.1", "--eval-steps", "20"]

@@ -28,6 +28,7 @@ def test_train_ct_scores_each_number_of_views_and_draws_them(tmp_path, monkeypat
         assert picture.height > picture.width
 
 
+@pytest.mark.slow
 def test_four_fits_in_one_are_as_each_by_itself():
     config = TomographyConfig(size=8, features=4, width=4, eval_steps=3)
     experiment = experiments.build(config)

@@ -49,6 +49,7 @@ def test_operands_are_rounded_forward_and_backward_and_sums_are_not(kind):
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_convolutions_products_are_rounded_and_later_ones_are_not():
     image, kernel = (
         jax.random.normal(jax.random.key(i), s) for i, s in ((0, (2, 6, 6, 3)), (1, (3, 3, 3, 4)))

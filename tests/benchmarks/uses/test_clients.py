@@ -53,6 +53,7 @@ def test_every_method_trains_and_scores_every_client(method, made):
     assert np.all(found["accuracy"] <= found["among its own alphabets"])
 
 
+@pytest.mark.slow
 def test_the_products_counted_are_all_of_the_networks_weights():
     params = clients.Network(50).init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.float32))
     layers = bench._layers(params, 20)

@@ -27,6 +27,7 @@ def opifex_arm(monkeypatch):
     del sys.modules["benchmarks.uses.opifex_arm"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("relaxed")
 def test_both_arms_have_the_same_residual_and_setting(opifex_arm):
     params = opifex_example.first_weights(0)
