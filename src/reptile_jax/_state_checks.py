@@ -34,11 +34,11 @@ def jitted(step: Callable, mesh: Mesh | None, *, donate: bool) -> Callable:
 
     @functools.cache  # for most states there is one
     def compiled(placed):
-        def placed_step(state, tasks):
+        def meta_step(state, tasks):
             state, info = step(state, tasks)
             return kept(state, placed), info
 
-        return jax.jit(placed_step, donate_argnums=0 if donate else ())
+        return jax.jit(meta_step, donate_argnums=0 if donate else ())
 
     @functools.wraps(compiled(None))
     def checked(state, tasks):

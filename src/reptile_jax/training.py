@@ -44,7 +44,7 @@ def meta_steps(
 
 
 @in_auto_axes
-def _meta_steps(learner, state, distribution, key, num_steps, meta_batch, placed):
+def _meta_steps(learner, state, distribution, key, num_steps, meta_batch, placed=None):
     def step(state, _):
         step_key = jax.random.fold_in(key, state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, jax.numpy.arange(meta_batch))

@@ -60,7 +60,14 @@ def test_a_row_of_speed_leaves_compilation_out_of_a_meta_step():
     assert row == ["Reptile: opifex", "12.5", "7.5", "3.00", "0.250", "0.125"]
 
 
+@pytest.fixture
+def standard():
+    with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("standard")
 def test_the_parts_without_opifex_are_measured_once_and_tabulated(tmp_path, capsys):
     argv = ["--only", "heat", "published", "--seeds", "1", "--quick", "--out", str(tmp_path)]
     assert equations.main(argv) == 0
