@@ -192,7 +192,7 @@ def residual_loss(apply: Apply) -> LossFn:
 
 
 def relative_error(apply: Apply) -> ScoreFn:
-    """The relative L2 error on the grid of a task's exact solution: |u - exact| / |exact|."""
+    """The relative L2 error on the grid of a task's exact solution: `|u - exact| / |exact|`."""
 
     def score_fn(params: Params, task: Task) -> jax.Array:
         points, exact = task.query.solution
