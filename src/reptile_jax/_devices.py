@@ -74,7 +74,7 @@ def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
 
     def put(leaf):
         leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
-        if isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "is_fully_addressable", True):
+        if _is_tracer(leaf) or not getattr(leaf, "is_fully_addressable", True):
             return jax.device_put(leaf, _place(leaf, mesh))
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             data = put(jax.random.key_data(leaf))
@@ -101,9 +101,11 @@ def _place(leaf: Any, mesh: Mesh) -> NamedSharding:
     """Where a leaf goes: divided as it is over other axes of the mesh, or on every device."""
     spec = PartitionSpec()
     sharding = None if _is_tracer(leaf) else getattr(leaf, "sharding", None)
-    if isinstance(sharding, NamedSharding) and dict(sharding.mesh.shape) == dict(mesh.shape):
-        same = sharding.mesh.empty or np.array_equal(sharding.mesh.devices, mesh.devices)
-        spec = sharding.spec if same and AXIS not in jax.tree.leaves(tuple(sharding.spec)) else spec
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+        is_here = dict(sharding.mesh.shape) == dict(mesh.shape)
+        is_here = is_here and np.array_equal(sharding.mesh.devices, mesh.devices)
+        if is_here and AXIS not in jax.tree.leaves(tuple(sharding.spec)):
+            spec = sharding.spec
     return NamedSharding(mesh, spec)
 
 
@@ -116,10 +118,12 @@ class Placement(NamedTuple):
 
 def placement(tree: Any, mesh: Mesh | None) -> Placement | None:
     """Where the leaves are; None where no axis is the model's, or the compiler traces."""
-    leaves, treedef = jax.tree.flatten(tree)
-    mesh = automatic(mesh)
-    if mesh is None or len(mesh.axis_names) == 1 or any(map(_is_tracer, leaves)):
+    if mesh is None or len(mesh.axis_names) == 1:  # most often: every step comes by here
         return None
+    leaves, treedef = jax.tree.flatten(tree)
+    if any(map(_is_tracer, leaves)):
+        return None
+    mesh = Mesh(mesh.devices, mesh.axis_names)
     return Placement(treedef, tuple(_place(leaf, mesh) for leaf in leaves))
 
 
