@@ -77,6 +77,37 @@ def test_an_error_shows_a_name_as_it_is(argv, capsys):
     assert error.rstrip("\n").isprintable()
 
 
+@pytest.mark.parametrize("closed_before", ["start", "update", "thread", "stop"])
+def test_a_bar_whose_terminal_is_closed_ends_nothing(closed_before):
+    """Rich redraws it in a thread, which fails as well."""
+    code = f"""
+import os, pty, sys, time
+from reptile_jax.app import terminal
+ours, theirs = pty.openpty()
+os.dup2(theirs, 1)
+os.close(theirs)
+def close_before(moment):
+    if moment == {closed_before!r}:
+        os.close(ours)
+bar = terminal.Bar("training", 10, "steps")
+close_before("start")
+with bar:
+    close_before("update")
+    bar.update(1)
+    close_before("thread")
+    time.sleep(0.3)
+    close_before("stop")
+print("lost" if terminal.lost() else "not lost", file=sys.stderr)
+"""
+    env = {**os.environ, "TERM": "xterm"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, env=env, text=True, check=True
+    )
+    *before, last = done.stderr.splitlines()
+    assert last == "lost"
+    assert before == ["reptile-jax: standard output: Input/output error; going on without it"]
+
+
 def in_a_terminal(columns, *argv):
     """What a command shows in a terminal of that width, line by line, without its colours."""
     ours, theirs = pty.openpty()

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TextIO, cast
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -33,12 +34,31 @@ _LINE_EVERY = 10.0  # seconds, where there is no terminal to redraw a bar on
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:  # Rich's own ends the process
-        raise
+class _Output:
+    """Standard output, given up where it fails: a training is not to end because its log does.
+
+    Lines, tables, bars, and the thread that redraws a bar all write here.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_of_the_process(sys.stdout), name)
+
+    def write(self, text: str) -> int:
+        with _going_on():
+            _of_the_process(sys.stdout).write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _going_on():
+            _of_the_process(sys.stdout).flush()
 
 
-_console = _Console()
+def _of_the_process(stream: TextIO) -> TextIO:
+    """The stream itself: while a bar is drawn, Rich puts its own in front of it."""
+    return getattr(stream, "rich_proxied_file", stream)
+
+
+_console = Console(file=cast(TextIO, _Output()))
 _lost = False
 
 
@@ -49,16 +69,16 @@ def be_quiet() -> None:
 
 def say(*lines: str) -> None:
     """Prints lines as they are."""
-    with _going_on():
-        for line in lines:
-            shown = _escaped(line)
-            _console.print(shown, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    for line in lines:
+        shown = _escaped(line)
+        _console.print(shown, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def fail(message: str) -> None:
     """Prints what went wrong, on standard error, if that is not closed as well."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"reptile-jax: {_escaped(message)}", file=sys.stderr, flush=True)
+        stream = _of_the_process(sys.stderr)
+        print(f"reptile-jax: {_escaped(message)}", file=stream, flush=True)
 
 
 def _escaped(text: str) -> str:
@@ -73,7 +93,7 @@ def lost() -> bool:
 
 @contextlib.contextmanager
 def _going_on() -> Iterator[None]:
-    """Inside, an output that fails is given up: a training is not to end because its log does."""
+    """Inside, an output that fails is given up; the first time, standard error says so."""
     global _lost
     try:
         yield
@@ -81,7 +101,7 @@ def _going_on() -> Iterator[None]:
         _console.quiet = True
         with contextlib.suppress(OSError, ValueError):  # what is still buffered goes nowhere
             with open(os.devnull, "wb") as nothing:
-                os.dup2(nothing.fileno(), sys.stdout.fileno())
+                os.dup2(nothing.fileno(), _of_the_process(sys.stdout).fileno())
         if not isinstance(error, BrokenPipeError):
             _lost = True
             fail(f"standard output: {error.strerror}; going on without it")
@@ -98,10 +118,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     # A file or a pipe has no width to fit.
     width = _console.width if _console.is_terminal else max(_width(cells), cell_len(title))
     fitting = next((grid for grid in (cells, turned) if _width(grid) <= width), None)
-    with _going_on():
-        console = _Console(width=width, quiet=_console.quiet)
-        console.print(Text(title))
-        console.print(_paragraphs(cells, width) if fitting is None else _drawn(fitting))
+    console = Console(file=_console.file, width=width, quiet=_console.quiet)
+    console.print(Text(title))
+    console.print(_paragraphs(cells, width) if fitting is None else _drawn(fitting))
 
 
 def _width(grid: Sequence[Sequence[str]]) -> int:
