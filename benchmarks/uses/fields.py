@@ -1,6 +1,6 @@
 """Neural fields for tomography from few views: what a learned initialisation gains.
 
-    python -m benchmarks fields [--seeds 3] [--only gain speed]
+    python -m benchmarks fields [--seeds 5] [--only gain speed]
 
 Trains by `reptile-jax train ct`'s defaults, and reconstructs phantoms that it has not seen, from
 six initialisations. Each has its own optimiser, rate and number of steps for each number of views,
@@ -54,7 +54,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks fields")
     parser.add_argument("--only", nargs="+", choices=parts, metavar="PART", default=parts)
     parser.add_argument(
-        "--seeds", type=int, default=3, choices=range(2, 11), metavar="N", help="trainings"
+        "--seeds", type=int, default=5, choices=range(2, 11), metavar="N", help="trainings"
     )
     parser.add_argument("--fresh", action="store_true", help="measure again, and keep both")
     parser.add_argument("--quick", action="store_true", help="to see that it runs")
