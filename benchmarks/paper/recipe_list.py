@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 import reptile_jax as rj
+from benchmarks.paper.levers import Distorted, FirstAgain, Halves, pairs_loss, rates
 from reptile_jax.app.config import FewShotConfig
 from reptile_jax.app.experiments.few_shot import (
     classifier_left_alone,
@@ -27,7 +28,12 @@ class Recipe:
     outer: Callable[[FewShotConfig], optax.GradientTransformation] | None = None
     inner: Callable[[FewShotConfig], optax.GradientTransformation] | None = None
     meta_gradient: Callable[..., rj.MetaGradient] = rj.reptile  # of a loss and the inner optimiser
+    loss: Callable[[rj.nn.ConvNet], Callable[..., Any]] | None = None  # of training
     averaged: bool = False  # score the mean of the parameters over the second half of training
+    tasks: Callable[[rj.tasks.FewShot], rj.TaskDistribution] | None = None  # of training
+    # Classifiers start from the classes' mean features, `levers.class_means`; in training too,
+    # unless it has a loss of its own.
+    mean_scale: float | None = None
 
 
 def _cosine(config: FewShotConfig) -> optax.GradientTransformation:
@@ -73,15 +79,19 @@ def _inner_decay(share: float) -> Callable[[FewShotConfig], optax.GradientTransf
     return inner
 
 
-def _later_steps(first: float) -> Callable[..., rj.MetaGradient]:
-    """Reptile that counts the first inner step's update `first` times."""
+def _classifier_rate(factor: float) -> Callable[[FewShotConfig], optax.GradientTransformation]:
+    return lambda config: rates(learned_by(config).inner_optimizer, 1.0, factor)
+
+
+def _later_steps(first: float, steps: int = 1) -> Callable[..., rj.MetaGradient]:
+    """Reptile that counts the updates of the first inner `steps` so many times."""
 
     def meta_gradient(loss_fn, inner_optimizer):
         adapt = functools.partial(rj.inner_loop, loss_fn, inner_optimizer)
 
         def compute(params, opt_state, task):
-            head = jax.tree.map(lambda leaf: leaf[:1], task.support)
-            tail = jax.tree.map(lambda leaf: leaf[1:], task.support)
+            head = jax.tree.map(lambda leaf: leaf[:steps], task.support)
+            tail = jax.tree.map(lambda leaf: leaf[steps:], task.support)
             one = adapt(params, head, opt_state)
             end = adapt(one.params, tail, one.opt_state)
             weigh = lambda start, after, last: first * (start - after) + (after - last)
@@ -93,10 +103,31 @@ def _later_steps(first: float) -> Callable[..., rj.MetaGradient]:
     return meta_gradient
 
 
+def _pairs_loss(model: rj.nn.ConvNet) -> Callable[..., Any]:
+    return pairs_loss(model, 0.1)
+
+
+def _smoothed(share: float) -> Callable[[rj.nn.ConvNet], Callable[..., Any]]:
+    """The mean cross-entropy with a share of every label spread over all classes."""
+
+    def loss(model):
+        def loss_fn(params, batch):
+            labels = optax.smooth_labels(jax.nn.one_hot(batch.targets, model.ways), share)
+            return optax.softmax_cross_entropy(model.apply(params, batch.inputs), labels).mean()
+
+        return loss_fn
+
+    return loss
+
+
 _MOMENTUM = {"meta_momentum": 0.9}
 _ZERO = {"classifier": "zero"}
 _BALANCED = {"balanced_batches": True}
 _PAIRS = {**_ZERO, "inner_rate": 4e-3, "meta_batch": 2}
+# For 20 ways: a classifier at zero, inner rate 0.002, a meta-batch of two, balanced mini-batches.
+_TWENTY = {**_PAIRS, **_BALANCED, "inner_rate": 2e-3}
+# Two images of each class in a mini-batch, which are compared with each other.
+_DISTANCES = {**_TWENTY, "inner_batch": 40, "inner_steps": 5, "inner_rate": 1e-3}
 RECIPES: dict[str, Recipe] = {
     "the paper": Recipe(),
     "outer step 2": Recipe({"meta_rate": 2.0}),
@@ -168,4 +199,30 @@ RECIPES: dict[str, Recipe] = {
     "classifier at zero, inner rate from 0.004, a meta-batch of two": Recipe(
         {**_ZERO, "meta_batch": 2}, inner=_inner_from(4e-3)
     ),
+    # For 20 ways; each differs from "pairs, balanced batches, inner rate 0.002" by what it names.
+    "twenty, classifier from class means": Recipe(_TWENTY, mean_scale=0.1),
+    "twenty, distances in pairs": Recipe(_DISTANCES, loss=_pairs_loss, mean_scale=0.1),
+    "twenty, distances in pairs, trained at 60 ways": Recipe(
+        {**_DISTANCES, "ways": 60, "inner_batch": 120}, loss=_pairs_loss, mean_scale=0.1
+    ),
+    "twenty, labels smoothed by 0.1": Recipe(_TWENTY, loss=_smoothed(0.1)),
+    "twenty, classifier's rate times 5": Recipe(_TWENTY, inner=_classifier_rate(5.0)),
+    "twenty, classifier's rate times 0.3": Recipe(_TWENTY, inner=_classifier_rate(0.3)),
+    "twenty, trained at 40 ways": Recipe({**_TWENTY, "ways": 40, "inner_batch": 40}),
+    "twenty, trained at 60 ways": Recipe({**_TWENTY, "ways": 60, "inner_batch": 60}),
+    "twenty, mini-batches of ten classes": Recipe(_TWENTY, tasks=Halves),
+    "twenty, mirrored classes": Recipe(_TWENTY, tasks=functools.partial(Distorted, mirrored=True)),
+    "twenty, distorted classes": Recipe(_TWENTY, tasks=functools.partial(Distorted, classes=0.15)),
+    "twenty, distorted images": Recipe(_TWENTY, tasks=functools.partial(Distorted, images=0.05)),
+    # As at evaluation: five steps on one image of each class. Then five others.
+    "twenty, one image first": Recipe(_TWENTY, tasks=functools.partial(FirstAgain, times=5)),
+    "twenty, one image first, others' steps counted": Recipe(
+        _TWENTY,
+        tasks=functools.partial(FirstAgain, times=5),
+        meta_gradient=_later_steps(0.0, 5),
+    ),
+    "twenty, three inner steps": Recipe({**_TWENTY, "inner_steps": 3}),
+    "twenty, five inner steps": Recipe({**_TWENTY, "inner_steps": 5}),
+    "twenty, twenty inner steps": Recipe({**_TWENTY, "inner_steps": 20}),
+    "twenty, iterates averaged": Recipe({**_TWENTY, "meta_rate_final": 1.0}, averaged=True),
 }

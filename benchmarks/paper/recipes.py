@@ -1,41 +1,41 @@
-"""Ways to train that differ from the paper's, at an equal number of inner gradients: a table.
+"""Ways to train that differ from the paper's, on equally many images: a table.
 
     python -m benchmarks recipes --data DIR [--preset o15] [--meta-steps 1000] [--only NAME ...]
 
-Each is a row of the paper with a change. The scores are on the last 100 characters of the 1,200 for
-training, set apart with all their rotations: the choice uses no test character.
+Each is a row of the paper with a change. A training that was stopped goes on. The scores are on
+the last 100 characters of the 1,200 for training, set apart with all their rotations: the choice
+uses no test character.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
 import reptile_jax as rj
 from benchmarks import records, tables
+from benchmarks.paper import levers, trainings
 from benchmarks.paper.recipe_list import RECIPES, Recipe
+from benchmarks.paper.scoring import MODES, PAPER, Evaluation, balanced, scored
 from benchmarks.speed.time_to_accuracy import set_apart
 from reptile_jax.app import presets, processes
 from reptile_jax.app.config import FewShotConfig
 from reptile_jax.app.experiments import few_shot
 
-MODES = ("transductive", "non-transductive")
-
 
 def main(argv: Sequence[str]) -> int:
     """Trains by the recipes that are to be tried, and writes the table of all that were."""
     args = _arguments(argv)
-    folder = args.out / "quick" if args.quick else args.out
-    path = folder / "paper" / f"recipes_{args.preset}_{args.meta_steps}.json"
+    path = record(args, "recipes")
     asked = f"--preset {args.preset} --meta-steps {args.meta_steps} --tasks {args.tasks}"
     about = {
         "title": f"{args.preset} by other recipes: the inner gradients of {args.meta_steps:,} meta "
@@ -46,109 +46,137 @@ def main(argv: Sequence[str]) -> int:
     with processes.joined(processes.Sharing(args.devices), None, share=False) as (mesh, _):
         splits = set_apart(rj.datasets.load_omniglot(args.data), 100)
         for name in args.only:
-            config, settings = _settings(name, args)
+            settings = _settings(name, args)
             if args.fresh or _stored(path, name, settings) is None:
-                ways = presets.PAPER[args.preset].ways
-                measured = functools.partial(
-                    tried, RECIPES[name], config, splits, args.tasks, ways, mesh
-                )
-                records.run(path, about, _arm(name), settings, measured, fresh=args.fresh)
-    rows = tabulated(path, args)
-    records.update(path, {**about, "machine": records.machine(), "columns": COLUMNS, "rows": rows})
-    tables.show(tables.Table(about["title"], COLUMNS, rows))
+                measured = functools.partial(tried, name, args, splits, mesh)
+                records.run(path, about, arm_of(name), settings, measured, fresh=args.fresh)
+    names, rows = columns(args.preset), tabulated(path, args)
+    records.update(path, {**about, "machine": records.machine(), "columns": names, "rows": rows})
+    tables.show(tables.Table(about["title"], names, rows))
     return 0
 
 
+def record(args: argparse.Namespace, name: str) -> Path:
+    """Where the figures go."""
+    folder = args.out / "quick" if args.quick else args.out
+    return folder / "paper" / f"{name}_{args.preset}_{args.meta_steps}.json"
+
+
 def tabulated(path: Path, args: argparse.Namespace) -> list[list[str]]:
-    """A row for each recipe that has been tried with these arguments."""
+    """A row for each recipe that has been tried, of the arm with the most held-out tasks."""
     rows = []
-    for name in RECIPES:
-        config, settings = _settings(name, args)
-        if (found := _stored(path, name, settings)) is not None:
-            rows.append([name, f"{config.meta_steps:,}", *cells(found["data"])])
+    for name, recipe in RECIPES.items():
+        if (found := _stored(path, name, _settings(name, args))) is not None:
+            steps = configured(recipe, args.meta_steps, args.preset).meta_steps
+            data, tasks = found["data"], found["settings"]["held-out tasks"]
+            row = [name, f"{steps:,}", f"{tasks:,}", *cells(data)]
+            if _has_other_batches(args.preset):
+                row += cells(data["balanced"]) if "balanced" in data else ["", ""]
+            rows.append(row)
     return rows
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks recipes")
-    parser.add_argument("--data", type=Path, required=True, help="the folder of Omniglot")
-    parser.add_argument("--preset", choices=("o15", "o120"), default="o15", help="what is changed")
-    parser.add_argument("--meta-steps", type=int, default=1000, help="of the paper's recipe")
-    parser.add_argument("--tasks", type=int, default=400, help="held-out tasks")
+    add_options(parser)
     parser.add_argument("--only", nargs="+", choices=RECIPES, metavar="NAME", default=[*RECIPES])
     parser.add_argument("--fresh", action="store_true", help="try again, and keep both")
-    parser.add_argument("--devices", type=int, help="that share the tasks")
-    parser.add_argument("--quick", action="store_true", help="to see that it runs")
-    parser.add_argument("--out", type=Path, default=records.RESULTS, help="where results go")
     args = parser.parse_args(argv)
     if args.quick:
         args.meta_steps, args.tasks, args.only = 4, 2, args.only[:2]
     return args
 
 
-def _arm(name: str) -> str:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that trainings by a recipe have in common."""
+    parser.add_argument("--data", type=Path, required=True, help="the folder of Omniglot")
+    parser.add_argument("--preset", choices=("o15", "o120"), default="o15", help="what is changed")
+    parser.add_argument("--meta-steps", type=int, default=1000, help="of the paper's recipe")
+    parser.add_argument("--tasks", type=int, default=400, help="held-out tasks")
+    parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), help="of trainings")
+    parser.add_argument("--devices", type=int, help="that share the tasks of training")
+    parser.add_argument("--quick", action="store_true", help="to see that it runs")
+    parser.add_argument("--out", type=Path, default=records.RESULTS, help="where results go")
+
+
+def arm_of(name: str) -> str:
     return name.replace(",", "").replace(" ", "-")
 
 
-def _settings(name: str, args: argparse.Namespace) -> tuple[FewShotConfig, dict[str, Any]]:
+def _settings(name: str, args: argparse.Namespace) -> dict[str, Any]:
     config = configured(RECIPES[name], args.meta_steps, args.preset)
-    as_dict = dataclasses.asdict(config)
-    return config, {"recipe": name, **as_dict, "held-out tasks": args.tasks}
+    return {"recipe": name, **dataclasses.asdict(config), "held-out tasks": args.tasks}
 
 
 def _stored(path: Path, name: str, settings: dict[str, Any]) -> dict[str, Any] | None:
-    defaults = dataclasses.asdict(FewShotConfig())
-    return records.stored(path, _arm(name), settings, defaults)
+    """The arm of these settings with as many held-out tasks, or more."""
+    numbers = {arm["settings"]["held-out tasks"] for arm in records.read(path).get("arms", [])}
+    enough = (number for number in numbers if number >= settings["held-out tasks"])
+    for number in sorted(enough, reverse=True):
+        asked = {**settings, "held-out tasks": number}
+        defaults = dataclasses.asdict(FewShotConfig())
+        if (found := records.stored(path, arm_of(name), asked, defaults)) is not None:
+            return found
+    return None
 
 
 def configured(recipe: Recipe, meta_steps: int, preset: str = "o15") -> FewShotConfig:
-    """A preset with its changes, over as many inner gradients as the preset has in `meta_steps`."""
+    """A preset with its changes, over as many images as the preset's inner steps see.
+
+    An image counts each time that an inner step takes its gradient.
+    """
     start = dataclasses.replace(presets.PAPER[preset], meta_steps=meta_steps)
     config = dataclasses.replace(start, **recipe.changes)
-    gradients = lambda config: config.meta_batch * config.inner_steps
-    steps = meta_steps * gradients(start) // gradients(config)
+    images = lambda config: config.meta_batch * config.inner_steps * config.inner_batch
+    steps = meta_steps * images(start) // images(config)
     return dataclasses.replace(config, meta_steps=max(1, steps))
 
 
+def folder_of(name: str, args: argparse.Namespace) -> Path:
+    """Where the training of a recipe is."""
+    return args.runs / f"{args.preset}-{args.meta_steps}" / arm_of(name)
+
+
 def tried(
-    recipe: Recipe,
-    config: FewShotConfig,
-    splits: rj.datasets.ImageSplits,
-    num_tasks: int,
-    ways: int,
-    mesh: Mesh | None = None,
+    name: str, args: argparse.Namespace, splits: rj.datasets.ImageSplits, mesh: Mesh | None = None
 ) -> dict[str, Any]:
-    """The paper's training with a change, at as many inner gradients.
+    """The paper's training with a change, on as many images.
 
     The scores, with 95% intervals over the tasks, are on tasks of 100 characters of the training
     split that are set apart with all their rotations: the same tasks for every recipe, at the
-    preset's ways.
+    preset's ways, by the preset's evaluation. At 20 ways also with mini-batches of all classes.
     """
-    learner, begin = _learner(recipe, config, mesh), time.perf_counter()
-    state = _trained(recipe, config, learner, splits)
-    seconds = time.perf_counter() - begin
-    scored = config
-    if ways != config.ways:  # a classifier at zero is one for any number
-        scored = dataclasses.replace(config, eval_ways=ways)
-        state = few_shot.for_ways(ways, state)
-    model = few_shot.network(config, ways)
-    result = rj.evaluate(
-        few_shot.adaptation_loss(config, model, config.eval_batch, balanced=False),
-        rj.tasks.accuracy(model.apply),
-        _inner_optimizer(recipe, config),
-        state.params,
-        few_shot.held_out_tasks(scored, splits),
-        jax.random.key(1),
-        num_tasks=num_tasks,
-        opt_state=state.inner_opt_state,
-        mesh=mesh,
+    folder, recipe, row = folder_of(name, args), RECIPES[name], presets.PAPER[args.preset]
+    config = configured(recipe, args.meta_steps, args.preset)
+    state = trained(recipe, config, splits, folder, mesh)
+    score = functools.partial(
+        score_of, recipe, config, state, splits=splits, row=row, num_tasks=args.tasks
     )
-    percent = lambda values: float(100 * np.asarray(values)[-1])
-    return {
-        "accuracy": {mode: percent(mean) for mode, mean in result.mean.items()},
-        "ci95": {mode: percent(half) for mode, half in result.ci95.items()},
-        "training seconds": seconds,
-    }
+    found = score(PAPER)
+    if _has_other_batches(args.preset):
+        found["balanced"] = score(balanced(row.ways))
+    return {**found, "training seconds": trainings.training_seconds(folder)}
+
+
+def score_of(
+    recipe: Recipe,
+    config: FewShotConfig,
+    state: rj.MetaState,
+    evaluation: Evaluation,
+    *,
+    splits: rj.datasets.ImageSplits,
+    row: FewShotConfig,
+    num_tasks: int,
+) -> dict[str, Any]:
+    """Scores of a training at the ways of a row of the paper."""
+    if row.ways != config.ways:  # a classifier at zero is one for any number
+        state = few_shot.for_ways(row.ways, state)
+    # As many images as the row's mini-batches have divide the loss: training's may be of more
+    # classes, each with as many images.
+    config = dataclasses.replace(config, ways=row.ways, inner_batch=row.inner_batch)
+    evaluation = evaluation._replace(mean_scale=evaluation.mean_scale or recipe.mean_scale)
+    inner = _inner_optimizer(recipe, config)
+    return scored(evaluation, config, inner, state, splits, num_tasks)
 
 
 def _inner_optimizer(recipe: Recipe, config: FewShotConfig) -> optax.GradientTransformation:
@@ -158,38 +186,71 @@ def _inner_optimizer(recipe: Recipe, config: FewShotConfig) -> optax.GradientTra
 def _learner(recipe: Recipe, config: FewShotConfig, mesh: Mesh | None) -> rj.MetaLearner:
     model = few_shot.network(config, config.ways)
     loss_fn = rj.nn.cross_entropy(model.apply, config.inner_batch)
+    if recipe.loss:
+        loss_fn = recipe.loss(model)
+    meta_gradient = recipe.meta_gradient
+    if recipe.mean_scale and not recipe.loss:
+        start = levers.class_means(model, recipe.mean_scale)
+        meta_gradient = functools.partial(levers.started, start)
+    outer = recipe.outer(config) if recipe.outer else few_shot.meta_optimizer(config)
+    if recipe.averaged:
+        outer = levers.tail_mean(outer, config.meta_steps // 2)
     return rj.meta_learner(
-        recipe.meta_gradient(loss_fn, _inner_optimizer(recipe, config)),
-        recipe.outer(config) if recipe.outer else few_shot.meta_optimizer(config),
+        meta_gradient(loss_fn, _inner_optimizer(recipe, config)),
+        outer,
         inner_opt_state=config.inner_opt_state,
         mesh=mesh,
     )
 
 
-def _trained(
-    recipe: Recipe, config: FewShotConfig, learner: rj.MetaLearner, splits: rj.datasets.ImageSplits
+def trained(
+    recipe: Recipe,
+    config: FewShotConfig,
+    splits: rj.datasets.ImageSplits,
+    folder: Path | None = None,
+    mesh: Mesh | None = None,
 ) -> rj.MetaState:
-    """The last state of a training by a recipe, on the device when this returns."""
+    """The last state of a training by a recipe; with a folder, one that was stopped goes on."""
     first, root = few_shot.learned_by(config).first_state().params, jax.random.key(config.seed)
-    total, number = jax.tree.map(jnp.zeros_like, first), 0
+    learner = _learner(recipe, config, mesh)
+    start = state = learner.init(first)
+    if folder is not None:
+        with contextlib.suppress(FileNotFoundError):
+            start = state = rj.checkpoint.restore(folder / "checkpoints", like=start)
+    tasks: Any = few_shot.training_tasks(config, splits)
+    step, begin = int(start.step), time.perf_counter()
     for state, _ in rj.train(
         learner,
-        learner.init(first),
-        few_shot.training_tasks(config, splits),
+        start,
+        recipe.tasks(tasks) if recipe.tasks else tasks,
         jax.random.fold_in(root, 1),
         until=config.meta_steps,
         meta_batch=config.meta_batch,
         steps_per_dispatch=config.steps_per_dispatch,
     ):
-        if recipe.averaged and int(state.step) > config.meta_steps // 2:
-            total, number = jax.tree.map(jnp.add, total, state.params), number + 1
-    if number:
-        state = state._replace(params=jax.tree.map(lambda leaf: leaf / number, total))
-    return jax.block_until_ready(state)
+        now = int(state.step)
+        if folder is not None and (now % config.save_every == 0 or now == config.meta_steps):
+            rj.checkpoint.save(folder / "checkpoints", state)
+            seconds = round(time.perf_counter() - begin, 1)
+            with (folder / "times.jsonl").open("a") as file:
+                file.write(json.dumps({"from": step, "seconds": seconds}) + "\n")
+            step, begin = now, time.perf_counter()
+    state = jax.block_until_ready(state)
+    return state._replace(params=state.opt_state.mean) if recipe.averaged else state
 
 
 def cells(found: dict[str, Any]) -> list[str]:
     return [f"{found['accuracy'][mode]:.1f} ± {found['ci95'][mode]:.1f}" for mode in MODES]
 
 
-COLUMNS = ["recipe", "meta steps", "transductive, %", "non-transductive, %"]
+def columns(preset: str) -> list[str]:
+    """Of the table: each evaluation has both modes."""
+    found = ["recipe", "meta steps", "tasks", *(f"{mode}, %" for mode in MODES)]
+    if _has_other_batches(preset):
+        found += [f"balanced, {mode}, %" for mode in MODES]
+    return found
+
+
+def _has_other_batches(preset: str) -> bool:
+    """Whether mini-batches of the paper's evaluation are other than of one image of each class."""
+    return presets.PAPER[preset].eval_batch != presets.PAPER[preset].ways

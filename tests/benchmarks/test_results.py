@@ -10,7 +10,7 @@ from benchmarks.comparison.experiment import record
 
 from benchmarks import commands, records, report
 from benchmarks.comparison import contest, outcomes, stability
-from benchmarks.paper import precision, recipes
+from benchmarks.paper import evaluations, precision, recipes
 from reptile_jax.app import presets, run_folder
 from reptile_jax.app.config import FewShotConfig
 
@@ -60,6 +60,8 @@ def test_the_committed_arms_are_found_again_by_todays_settings():
         rows = records.read(path)["rows"]
         assert rows
         assert recipes.tabulated(path, args) == rows
+    path = records.RESULTS / "paper" / "evaluations_o120_1000.json"
+    assert evaluations.tabulated(path) == records.read(path)["rows"]
     path = records.RESULTS / "paper" / "precision_o15_1000.json"
     args = argparse.Namespace(meta_steps=1000, tasks=2000, seeds=2)
     assert precision.tabulated(path, args) == records.read(path)["rows"]

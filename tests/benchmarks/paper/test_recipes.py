@@ -1,6 +1,7 @@
 """The recipes differ from the paper's rows in what their names say."""
 
 import dataclasses
+import shutil
 
 import chex
 import jax
@@ -8,18 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from benchmarks.paper.scoring import PAPER
 
 import reptile_jax as rj
-from benchmarks.paper import recipe_list, recipes
+from benchmarks.paper import evaluations, recipe_list, recipes
+from reptile_jax.app import presets
 from reptile_jax.app.config import FewShotConfig
 
 
-def test_recipes_get_as_many_inner_gradients():
-    for recipe in recipe_list.RECIPES.values():
-        config = recipes.configured(recipe, 2000)
+def test_recipes_see_as_many_images():
+    for name, recipe in recipe_list.RECIPES.items():
+        preset = "o120" if name.startswith("twenty") else "o15"
+        config = recipes.configured(recipe, 2400, preset)
         config.check()
-        assert config.meta_steps * config.meta_batch * config.inner_steps == 2000 * 5 * 5
+        asked, shown = (
+            c.meta_steps * c.meta_batch * c.inner_steps * c.inner_batch
+            for c in (dataclasses.replace(presets.PAPER[preset], meta_steps=2400), config)
+        )
+        assert asked == shown
         assert dataclasses.replace(config, **recipe.changes) == config
+
+
+def test_evaluations_are_of_configurations_that_can_be():
+    for evaluation in evaluations.EVALUATIONS.values():
+        dataclasses.replace(presets.PAPER["o120"], **evaluation.changes).check()
 
 
 def test_later_steps_is_reptile_with_another_weight_on_the_first_update():
@@ -51,11 +64,31 @@ def test_a_training_at_other_ways_is_scored_at_the_asked_ones():
     splits = image_splits(6, 2)  # held-out tasks of five ways could not be drawn
     recipe = recipe_list.Recipe({"classifier": "zero"}, averaged=True)
     config = dataclasses.replace(
-        recipes.configured(recipe, 4), size=8, eval_steps=20, steps_per_dispatch=1
+        recipes.configured(recipe, 4), size=8, eval_steps=20, steps_per_dispatch=1, save_every=2
     )
+    row = dataclasses.replace(presets.PAPER["o15"], ways=2)
     with jax.numpy_dtype_promotion("standard"):  # Optax counts steps in integers
-        found = recipes.tried(recipe, config, splits, 20, ways=2)
+        state = recipes.trained(recipe, config, splits)
+        how = {"splits": splits, "row": row, "num_tasks": 20}
+        found = recipes.score_of(recipe, config, state, PAPER, **how)
     assert all(70 < accuracy <= 100 for accuracy in found["accuracy"].values())
+
+
+@pytest.mark.slow
+def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path):
+    splits = image_splits(6, 2)
+    recipe = recipe_list.Recipe({"classifier": "zero"}, averaged=True)
+    config = dataclasses.replace(
+        recipes.configured(recipe, 6), size=8, steps_per_dispatch=1, save_every=2
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        whole = recipes.trained(recipe, config, splits, tmp_path / "whole")
+        for step in (4, 6):  # the checkpoints that are left
+            assert (tmp_path / "whole" / "checkpoints" / str(step)).is_dir()
+        shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+        shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "6")
+        again = recipes.trained(recipe, config, splits, tmp_path / "stopped")
+    chex.assert_trees_all_equal(whole, again)
 
 
 def test_a_classifier_left_as_initialised_stays_and_the_rest_moves():
