@@ -52,6 +52,11 @@ ROOMS: dict[str, dict[str, Command]] = {
         "evaluation": _script(
             "evaluation against training, per image", "half a minute", "evaluation:throughput"
         ),
+        "streaming": _script(
+            "inner steps on mini-batches from the host, against one scan",
+            "1 minute",
+            "streaming:inner_steps",
+        ),
         "memory": _script(
             "time and memory of Reptile, FOMAML and MAML by inner steps",
             "4 minutes",
@@ -99,9 +104,14 @@ ROOMS: dict[str, dict[str, Command]] = {
             "the path of mini-ImageNet at full size, on made pictures", "15 minutes"
         ),
         "recipes": Command(
-            "ways to train that differ from the paper's, at equal inner gradients",
+            "ways to train that differ from the paper's, on equally many images",
             "1.5 minutes each",
             "benchmarks.paper.recipes:main",
+        ),
+        "evaluations": Command(
+            "a training of a recipe evaluated in other ways than the paper's",
+            "2 minutes each",
+            "benchmarks.paper.evaluations:main",
         ),
         "precision": Command(
             "o15 with matrix products of bfloat16 and TF32, simulated on a CPU (needs Omniglot)",
@@ -142,6 +152,11 @@ ROOMS: dict[str, dict[str, Command]] = {
             "FedAvg and its relatives, per client before and after adapting (needs Omniglot)",
             "20 minutes",
             "benchmarks.uses.clients:main",
+        ),
+        "languages": Command(
+            "a model of many languages: Reptile, joint training and none (needs word lists)",
+            "25 minutes",
+            "benchmarks.uses.languages:main",
         ),
     },
     "robustness": {

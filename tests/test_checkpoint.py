@@ -52,7 +52,7 @@ def test_a_folder_may_be_a_string_and_what_is_no_state_is_named(tmp_path):
     checkpoint.save(str(tmp_path), state_of(3))
     like = state_of(0)
     chex.assert_trees_all_equal(checkpoint.restore(str(tmp_path), like), state_of(3))
-    with pytest.raises(TypeError, match="save takes a learner's state, got dict"):
+    with pytest.raises(TypeError, match="save takes a learner's or a task's state, got dict"):
         checkpoint.save(tmp_path, {"w": jnp.zeros(3)})
 
 

@@ -223,3 +223,13 @@ def test_draws_are_the_tasks_of_their_keys():
     chex.assert_trees_all_close(
         learner.step(state, Draws(Lines(), keys)), learner.step(state, drawn), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize(("at_once", "loops"), [(4, 1), (2, 2), (1, 2)])
+def test_a_single_chunk_is_in_no_loop(at_once, loops):
+    learner = rj.meta_learner(rj.reptile(loss_fn, optax.sgd(RATE)), optax.sgd(1.0), donate=False)
+    step = functools.partial(rj.meta_step, rj.reptile(loss_fn, optax.sgd(RATE)), optax.sgd(1.0))
+    small = lambda tree: jax.tree.map(np.float32, tree)
+    given = jax.eval_shape(learner.init, small(params())), small(tasks(4))
+    traced = jax.make_jaxpr(functools.partial(step, tasks_at_once=at_once))(*given)
+    assert str(traced).count("= scan[") == loops

@@ -31,6 +31,7 @@ def test_the_face_is_this():
         *("inner_loop", "reptile", "fomaml", "maml", "weighted_gradients", "foml"),
         *("meta_step", "meta_learner", "meta_steps", "train", "evaluate", "Evaluation"),
         *("spread", "Spread"),
+        *("start_task", "stream", "streamed", "TaskState", "InnerInfo"),
         *("task_mesh", "replicate", "tasks", "nn", "datasets", "checkpoint"),
         *("deploy", "pretrained", "export"),
         *("Task", "Batch", "TaskDistribution", "TaskGradient", "Adapted"),
@@ -48,7 +49,7 @@ def test_the_face_is_this():
     assert names["rj.nn"] == {
         *("MLP", "Conv", "BatchNorm", "ConvNet", "omniglot_net", "mini_imagenet_net"),
         *("classifier_mask", "squared_error", "cross_entropy", "conv_general_dilated"),
-        *("max_pool", "batch_norm", "Field"),
+        *("max_pool", "batch_norm", "Field", "in_bfloat16"),
     }
     assert {"load_image_folder", "load_omniglot", "load_mini_imagenet"} <= names["rj.datasets"]
 

@@ -5,7 +5,8 @@ whether a program compiles, its collectives, its memory and its kernels. Costs a
 estimates, not times: compare programs on the same chip.
 
 Without --chunks, a record and a table for each TARGET: the library as it is. With --chunks, one
-table of all targets: a meta step by the number of tasks at once, and by --formulations.
+table of all targets: a meta step by the number of tasks at once, and by --formulations. With
+--transformer, a table of the memory of a model that fills several chips.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import records, speed, tables
-from benchmarks.speed import estimates, targets
+from benchmarks.speed import estimates, targets, transformer
 from benchmarks.speed.estimates import Case
 from benchmarks.speed.programs import FORMULATIONS, NETWORKS, PROGRAMS
 
@@ -40,7 +41,11 @@ def main(argv: Sequence[str]) -> int:
         path, command = speed.record("compile_chunks", args), ["compile", "--chunks"]
         command += [",".join(map(str, args.chunks)), "--formulations", ",".join(args.formulations)]
         _compile_all(path, _races(there, args), estimates.race_table, command, args)
-    for chip in there if not args.chunks else ():
+    if args.transformer:
+        path, command = speed.record("compile_transformer", args), ["compile", "--transformer"]
+        cases = [transformer.Case(chip, parts) for chip in there for parts in transformer.MESHES]
+        _compile_all(path, cases, transformer.table, command, args, transformer)
+    for chip in there if not (args.chunks or args.transformer) else ():
         table_of = lambda data, chip=chip: estimates.table(chip, data)
         path = speed.record(f"compile_{chip.name}", args)
         _compile_all(path, _programs(chip, args), table_of, ["compile", chip.name], args)
@@ -66,8 +71,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         default=["default"],
         help=f"of the convolution, to race: {', '.join(FORMULATIONS)}",
     )
+    parser.add_argument("--transformer", action="store_true", help="of 1 B parameters, on a mesh")
     speed.add_options(parser)
     args = parser.parse_args(argv)
+    if args.transformer:
+        args.targets = args.targets or ["v5e"]
     _among(targets.CHIPS, args.targets)
     return args
 
@@ -101,10 +109,11 @@ def _races(chips: list[targets.Chip], args: argparse.Namespace) -> list[Case]:
 
 def _compile_all(
     path: Path,
-    cases: Iterable[Case],
+    cases: Iterable[Case] | Iterable[transformer.Case],
     table_of: Callable[[dict[str, Any]], tables.Table],
     command: list[str],
     args: argparse.Namespace,
+    how: Any = estimates,
 ) -> None:
     """Adds cases to a record, one after another: a run that is stopped leaves what it has."""
     data = dict(records.read(path).get("data") or {})
@@ -115,11 +124,10 @@ def _compile_all(
         compilers = targets.compilers(case.chip.platform)
         about = {"compilers": compilers, "date": datetime.date.today().isoformat()}
         try:
-            found = estimates.estimate(case)
+            found = how.estimate(case)
         except Exception as error:  # the compiler refuses: a finding
-            named = case._asdict() | {"chip": case.chip.name, "asked_at_once": case.at_once}
-            found = {**named, "error": f"{type(error).__name__}: {error}"[:2000]}
-        print(estimates.in_words(found), flush=True)
+            found = {**case.about, "error": f"{type(error).__name__}: {error}"[:2000]}
+        print(how.in_words(found), flush=True)
         data[case.label] = {**found, **about}
         on = records.machine()
         on["versions"] = on["versions"] | compilers

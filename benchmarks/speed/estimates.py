@@ -27,6 +27,12 @@ class Case(NamedTuple):
         how = "" if self.at_once is None else f", {self.formulation}, {self.at_once} at once"
         return f"{self.program}, {self.chips} x {self.chip.name}{how}"
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a record says of it, whether it compiles or not."""
+        named = self._asdict() | {"chip": self.chip.name, "asked_at_once": self.at_once}
+        return {name: value for name, value in named.items() if name != "at_once"}
+
 
 def estimate(case: Case) -> dict[str, Any]:
     """Compiles one program, and reads what the compiler says of it."""
@@ -38,13 +44,7 @@ def estimate(case: Case) -> dict[str, Any]:
         begun = time.perf_counter()
         compiled = program.jitted.lower(*program.shapes).compile()
     sizes = compiled.memory_analysis()
-    return {
-        "program": case.program,
-        "chip": case.chip.name,
-        "chips": case.chips,
-        "tasks": case.tasks,
-        "asked_at_once": case.at_once,
-        "formulation": case.formulation,
+    return case.about | {
         "seconds": round(time.perf_counter() - begun, 1),  # to trace and to compile
         "temporary_bytes": sizes.temp_size_in_bytes,
         "argument_bytes": sizes.argument_size_in_bytes,

@@ -14,6 +14,7 @@ from reptile_jax._devices import replicate as replicate
 from reptile_jax._devices import task_mesh as task_mesh
 from reptile_jax._types import Adapted as Adapted
 from reptile_jax._types import Batch as Batch
+from reptile_jax._types import InnerInfo as InnerInfo
 from reptile_jax._types import MetaGradient as MetaGradient
 from reptile_jax._types import MetaInfo as MetaInfo
 from reptile_jax._types import MetaLearner as MetaLearner
@@ -21,6 +22,7 @@ from reptile_jax._types import MetaState as MetaState
 from reptile_jax._types import Task as Task
 from reptile_jax._types import TaskDistribution as TaskDistribution
 from reptile_jax._types import TaskGradient as TaskGradient
+from reptile_jax._types import TaskState as TaskState
 from reptile_jax.evaluation import Evaluation as Evaluation
 from reptile_jax.evaluation import Spread as Spread
 from reptile_jax.evaluation import evaluate as evaluate
@@ -33,6 +35,9 @@ from reptile_jax.reptile import maml as maml
 from reptile_jax.reptile import meta_learner as meta_learner
 from reptile_jax.reptile import meta_step as meta_step
 from reptile_jax.reptile import reptile as reptile
+from reptile_jax.streaming import start_task as start_task
+from reptile_jax.streaming import stream as stream
+from reptile_jax.streaming import streamed as streamed
 from reptile_jax.training import meta_steps as meta_steps
 from reptile_jax.training import train as train
 

@@ -4,7 +4,7 @@ Each check says what was given, what was expected, and what to do. Those of the 
 functions come first, then what they are made of. Nothing here changes a value.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from reptile_jax._devices import AXIS, parts
+from reptile_jax._devices import AXIS, local_parts, parts
 from reptile_jax._state_checks import check_own, check_usable
 from reptile_jax._types import (
     Batches,
@@ -27,13 +27,15 @@ from reptile_jax._types import (
     Repeated,
     Task,
     TaskDistribution,
+    TaskState,
 )
 
 
 def check_inner_loop(loss_fn: Any, optimizer: Any, params: Params, batches: Batches) -> Callable:
     """The loss function `with_state`; raises for what `inner_loop` cannot run on."""
     check_params(params)
-    check_steps(batches, "`batches`")
+    if not isinstance(batches, TaskState):
+        check_steps(batches, "`batches`")
     return check_inner(loss_fn, optimizer)
 
 
@@ -171,6 +173,8 @@ def check_meta_step(
         return
     _check_kind(tasks, Task, "tasks are a Task(support, query)")
     check_stacked(tasks)
+    if isinstance(tasks.support, TaskState):
+        check_ended(meta_gradient, state, tasks.support)
 
 
 def check_stacked(tasks: Task) -> int:
@@ -179,12 +183,58 @@ def check_stacked(tasks: Task) -> int:
     support = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks.support
     )
-    check_steps(support, "each task's support set")
+    if not isinstance(support, TaskState):
+        check_steps(support, "each task's support set")
     if tasks.weight is not None and jnp.shape(tasks.weight) != (num_tasks,):
         raise ValueError(
             f"weights are one for each task, [{num_tasks}], got {list(jnp.shape(tasks.weight))}."
         )
     return num_tasks
+
+
+def check_ended(meta_gradient: Any, state: MetaState, ended: TaskState) -> None:
+    """Raises a ValueError unless tasks that were streamed, `[tasks, ...]`, are of this learner."""
+    task = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), ended)
+    check_own(meta_gradient, task, "opt_state", "inner optimiser")
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    for part in ("params", "model_state"):
+        given, own = shapes(getattr(task, part)), shapes(getattr(state, part))
+        if jax.tree.flatten(given) != jax.tree.flatten(own):
+            raise ValueError(
+                f"the tasks are of another learner: their {part} is {given!s:.200}, but that of "
+                f"this state is {own!s:.200}. Start them from it, with rj.start_task."
+            )
+
+
+def check_stream(loss_fn: Any, optimizer: Any, state: Any, batches: Any) -> None:
+    """Raises for what `stream` cannot run on."""
+    check_inner(loss_fn, optimizer)
+    _check_kind(state, TaskState, "the state of a task is what rj.start_task gives")
+    check_params(state.params)
+    check_usable(state, donated=True)
+    made_by = "rj.start_task(optimizer, params)"
+    check_own(optimizer, state, "opt_state", "optimiser", "optimiser", made_by)
+    said = "mini-batches come from an iterator, which iter(...) makes of a list or a data loader"
+    _check_kind(batches, Iterator, said)
+
+
+def check_streamed(tasks: Sequence[Task], mesh: Any) -> None:
+    """Raises unless all tasks are of one kind, with a `TaskState` each, and fit the mesh."""
+    check_mesh(mesh)
+    for task in tasks:
+        _check_kind(task.support, TaskState, "a task that was streamed is what rj.stream gives")
+    kind = lambda task: jax.tree.flatten(jax.tree.map(lambda x: (jnp.shape(x), x.dtype), task))
+    if not tasks or any(kind(task) != kind(tasks[0]) for task in tasks):
+        raise ValueError(
+            f"got {len(tasks)} tasks: give at least one, and all of the same structure, shapes and "
+            "dtypes; if one has a query set or a weight, each of them."
+        )
+    here = parts(mesh and local_parts(mesh))
+    if len(tasks) % here:
+        raise ValueError(
+            f'got {len(tasks)} tasks for the {here} parts of the mesh\'s axis "{AXIS}" that this '
+            "process has: give as many, or a multiple."
+        )
 
 
 def check_what_to_score(tasks: Any, key: Any, num_tasks: Any) -> int:
@@ -306,6 +356,11 @@ def check_range(
 
 def check_steps(batches: Batches, what: str) -> int:
     """The number of inner steps, at least 1; else an error as of `check_leading_axis`."""
+    if isinstance(batches, TaskState):
+        raise ValueError(
+            f"{what} is a task that was streamed: its mini-batches are gone, and only where it "
+            "ended is known. rj.reptile needs no more, nor does rj.fomaml with a query set."
+        )
     if isinstance(batches, Repeated):
         (steps,) = check_integers(steps=batches.steps)
         led = lambda x: np.empty((steps, 0)) if hasattr(x, "shape") else x

@@ -109,6 +109,42 @@ def _place(leaf: Any, mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec)
 
 
+def local_parts(mesh: Mesh) -> Mesh:
+    """The parts of the axis "tasks" that are this process's, as a mesh.
+
+    Raises:
+      ValueError: if a part is divided over processes.
+    """
+    axis, here = mesh.axis_names.index(AXIS), jax.process_index()
+    is_here = np.vectorize(lambda device: device.process_index == here, otypes=[bool])(mesh.devices)
+    by_part = np.moveaxis(is_here, axis, 0).reshape(parts(mesh), -1)
+    if not by_part.any() or (by_part.any(1) != by_part.all(1)).any():
+        raise ValueError(
+            'a task that is streamed needs a part of the mesh\'s axis "tasks" within its process, '
+            f"but process {here} has {is_here.sum()} of the devices of {dict(mesh.shape)}: order "
+            "the mesh's devices so that a process has whole copies of the model."
+        )
+    return Mesh(np.compress(by_part.all(1), mesh.devices, axis), mesh.axis_names)
+
+
+def on_one_part(leaf: jax.Array) -> jax.Array:
+    """An array of a mesh as the first of this process's parts of the axis "tasks" has it.
+
+    It is not copied. Arrays that are on no mesh stay as they are.
+    """
+    sharding = None if _is_tracer(leaf) else leaf.sharding
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
+        return leaf
+    mesh = sharding.mesh
+    if AXIS in mesh.axis_names:
+        axis, mesh = mesh.axis_names.index(AXIS), local_parts(mesh)
+        mesh = Mesh(mesh.devices.take([0], axis), mesh.axis_names)
+    place = NamedSharding(Mesh(mesh.devices, mesh.axis_names), sharding.spec)
+    data = {shard.device: shard.data for shard in leaf.addressable_shards}
+    arrays = [data[device] for device in mesh.devices.flat]
+    return jax.make_array_from_single_device_arrays(leaf.shape, place, arrays)
+
+
 class Placement(NamedTuple):
     """How a tree's leaves are divided over the axes of the model; hashable."""
 

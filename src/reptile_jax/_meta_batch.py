@@ -23,7 +23,9 @@ from reptile_jax._types import (
     ModelState,
     OptState,
     Params,
+    Task,
     TaskGradient,
+    TaskState,
 )
 
 
@@ -86,7 +88,8 @@ def mean_over_tasks(
     # Traced once for all platforms.
     run_one = jax.jit(functools.partial(_run_one, compute, policies))
     run = functools.partial(_sum_over_tasks, run_one, policies)
-    if at_once or "carry" in policies:
+    ran = isinstance(tasks, Task) and isinstance(tasks.support, TaskState)
+    if at_once or "carry" in policies or ran:
         run = functools.partial(run, min(at_once or 1, per_device))
     else:
         support = jax.eval_shape(_first_support, tasks_or_keys, distribution)
@@ -169,11 +172,22 @@ def _sum_over_tasks(run_one, policies: Inner, at_once: int, shared, tasks_and_re
     start = _only("average", policies, inner)
     no_inner = _weighted(zero, _with_counts_from(start, start))
     zeros = _Part(_weighted(zero, params), no_inner, zero, zero)
-    (sums, ended), report = jax.lax.scan(add, (zeros, inner), _in_chunks(tasks_and_real, at_once))
+    (sums, ended), report = _in_turn(add, (zeros, inner), _in_chunks(tasks_and_real, at_once))
     if at_once > 1:
         number = len(tasks_and_real[1])
         report = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:number], report)
     return sums, ended, report
+
+
+def _in_turn(step, start, chunks):
+    """`lax.scan` over the chunks, but no loop around a single one.
+
+    Where a model is divided, libtpu runs all that is in such a loop twice.
+    """
+    if len(jax.tree.leaves(chunks)[0]) > 1:
+        return jax.lax.scan(step, start, chunks)
+    after, report = step(start, jax.tree.map(lambda leaf: leaf[0], chunks))
+    return after, jax.tree.map(lambda leaf: leaf[None], report)
 
 
 def _in_chunks(tasks_and_real, at_once: int):

@@ -11,18 +11,25 @@ import jax
 import jax.numpy as jnp
 
 from reptile_jax._devices import Mesh, kept, placement
-from reptile_jax._types import MetaState
+from reptile_jax._types import MetaState, TaskState
 
 
-def check_own(optimizer: Any, state: MetaState, part: str, what: str) -> None:
+def check_own(
+    optimizer: Any,
+    state: MetaState | TaskState,
+    part: str,
+    what: str,
+    whose: str = "learner",
+    made_by: str = "learner.init(params)",
+) -> None:
     """Raises a ValueError unless a part of the state is of the optimiser, for its parameters."""
     shapes = lambda tree: jax.tree.map(jnp.shape, tree)
     given, expected = getattr(state, part), jax.eval_shape(optimizer.init, state.params)
     if jax.tree.flatten(shapes(given)) != jax.tree.flatten(shapes(expected)):
         raise ValueError(
-            f"this state is of another learner: its {part} is {shapes(given)!s:.200}, but that of "
-            f"this {what} is {shapes(expected)!s:.200}. Use the learner that made it, or start "
-            "from learner.init(params)."
+            f"this state is of another {whose}: its {part} is {shapes(given)!s:.200}, but that of "
+            f"this {what} is {shapes(expected)!s:.200}. Use the {whose} that made it, or start "
+            f"from {made_by}."
         )
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 Key: TypeAlias = jax.Array
 Params: TypeAlias = Any  # a pytree of floating-point arrays
 Examples: TypeAlias = Any  # a pytree whose leaves are led by [examples]
-Batches: TypeAlias = Any  # a pytree whose leaves are led by [steps, batch], or `Repeated`
+Batches: TypeAlias = Any  # a pytree whose leaves are led by [steps, batch]; `Repeated`; `TaskState`
 Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
 OptState: TypeAlias = Any  # an optimiser's, a pytree of arrays
 ModelState: TypeAlias = Any  # what a model keeps besides its parameters, such as running averages
@@ -98,6 +98,27 @@ class Adapted(NamedTuple):
     opt_state: OptState  # the inner optimiser's
     losses: jax.Array  # [steps], each before its step
     model_state: ModelState = None  # after the last step
+    aux: Any = None  # what the loss returns besides, leaves [steps, ...]
+
+
+class TaskState(NamedTuple):
+    """A task whose mini-batches come from a stream: all that changes in its inner loop.
+
+    As a support set it is the inner loop that has led to it: `rj.streamed` makes a meta-batch of
+    such tasks.
+    """
+
+    params: Params  # φ, so far
+    opt_state: OptState  # the inner optimiser's
+    step: jax.Array  # [] int32: inner steps taken
+    loss: jax.Array  # [], of the last step; NaN before the first
+    model_state: ModelState = None
+
+
+class InnerInfo(NamedTuple):
+    """What inner steps report, for people: the next ones need none of it."""
+
+    losses: jax.Array  # [steps], each before its step
     aux: Any = None  # what the loss returns besides, leaves [steps, ...]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a `MetaState`, by Orbax, with checksums that tell a damaged one from a good one.
+"""Checkpoints of a state, by Orbax, with checksums that tell a damaged one from a good one.
 
     start = learner.init(params)
     with contextlib.suppress(FileNotFoundError):  # the first start has none
@@ -12,7 +12,8 @@ for bit.
 
 `FOLDER/STEP/` has `reptile_jax.json`, the leaves of the state by their paths; `arrays/`, in which
 Orbax keeps them by their number in that list, so that no two names can collide; and
-`checksums.json`, written last. Other folders and files in FOLDER are left alone.
+`checksums.json`, written last. A task's state that another process than the first has saved is in
+`arrays.npz` in its place. Other folders and files in FOLDER are left alone.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,13 +44,18 @@ from reptile_jax._checkpoint_folder import (
 )
 from reptile_jax._checksums import Damaged, check_whole, first_line, write_checksums
 from reptile_jax._state_checks import check_usable
-from reptile_jax._types import MetaState
+from reptile_jax._types import MetaState, TaskState
 
-_ARRAYS = "arrays"
+_ARRAYS, _OWN_ARRAYS = "arrays", "arrays.npz"
+
+State = TypeVar("State", MetaState, TaskState)
 
 
-def save(folder: Path | str, state: MetaState) -> None:
-    """Saves the state under its step, and keeps the two newest. Of many processes the first saves.
+def save(folder: Path | str, state: MetaState | TaskState) -> None:
+    """Saves the state under its step, and keeps the two newest.
+
+    Of many processes the first saves a `MetaState`. Each has a `TaskState` of its own, and saves it
+    in a folder of its own.
 
     Damaged checkpoints are renamed `damaged-STEP`: they no longer count. What is divided over the
     devices of one process is saved from each; where a model is divided over processes, all of them
@@ -58,22 +64,22 @@ def save(folder: Path | str, state: MetaState) -> None:
     Args:
       folder: where the checkpoints of a run are: `~` is the home folder, and `gs://BUCKET/FOLDER`
         works where gcsfs (or TensorFlow) and google-cloud-storage are installed.
-      state: a learner's. Its parts may be any pytrees of arrays, random keys among them.
+      state: a learner's or a task's. Its parts may be any pytrees of arrays, also of random keys.
 
     Raises:
-      TypeError: for what is not a `MetaState`.
+      TypeError: for what is neither a `MetaState` nor a `TaskState`.
       FileExistsError: if there is a good checkpoint of a later step, or a different one of this, or
         if something else has the name of this.
       ValueError: if there is one of another model, of this step or a later one; for a state that
         was donated; as `check_path`.
       OSError: if it cannot be written; the others stay.
     """
-    if not isinstance(state, MetaState):
-        raise TypeError(f"save takes a learner's state, got {type(state).__name__}.")
+    if not isinstance(state, MetaState | TaskState):
+        raise TypeError(f"save takes a learner's or a task's state, got {type(state).__name__}.")
     check_usable(state)
     check_path(folder)
     state = jax.tree.map(_of_all_processes, state)
-    if jax.process_index():
+    if jax.process_index() and isinstance(state, MetaState):
         return
     place = located(folder)
     step, leaves = int(state.step), _leaves(state)
@@ -93,8 +99,8 @@ def save(folder: Path | str, state: MetaState) -> None:
 
 
 def restore(
-    folder: Path | str, like: MetaState, on_damage: Callable[[str], Any] = warnings.warn
-) -> MetaState:
+    folder: Path | str, like: State, on_damage: Callable[[str], Any] = warnings.warn
+) -> State:
     """Restores the newest state that is not damaged. One whose save was cut short does not count.
 
     Args:
@@ -158,8 +164,12 @@ def _write(place: Any, leaves: Mapping[str, Any]) -> None:
     place.mkdir(exist_ok=True)
     described = {path: _described(leaf) for path, leaf in leaves.items()}
     (place / LEAVES).write_text(json.dumps(described, indent=2))
-    with _no_word_of_merging(), _orbax() as orbax:
-        orbax.save(absolute(place / _ARRAYS), args=ocp.args.StandardSave(_numbers(leaves)))
+    if jax.process_index():  # Orbax writes a process's own arrays in the first process alone
+        with (place / _OWN_ARRAYS).open("wb") as file:
+            np.savez(file, **_numbers(leaves))
+    else:
+        with _no_word_of_merging(), _orbax() as orbax:
+            orbax.save(absolute(place / _ARRAYS), args=ocp.args.StandardSave(_numbers(leaves)))
     write_checksums(place)
 
 
@@ -170,11 +180,7 @@ def _read(place: Any, like: Mapping[str, Any]) -> dict[str, jax.Array]:
         differences = _differences(found, {path: _described(leaf) for path, leaf in like.items()})
         if not differences:
             ordered = {path: like[path] for path in found}
-            wanted = jax.tree.map(_target, _numbers(ordered))
-            with _orbax() as orbax:
-                arrays = orbax.restore(
-                    absolute(place / _ARRAYS), args=ocp.args.StandardRestore(wanted)
-                )
+            arrays = _read_arrays(place, jax.tree.map(_target, _numbers(ordered)))
             read = {
                 path: _as_leaf(arrays.get(str(number)), leaf)
                 for number, (path, leaf) in enumerate(ordered.items())
@@ -192,6 +198,15 @@ def _read(place: Any, like: Mapping[str, Any]) -> dict[str, jax.Array]:
         f"the checkpoint {place} is of another model or another version: "
         f"{'; '.join(differences[:3])}{more}."
     )
+
+
+def _read_arrays(place: Any, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    if (place / _OWN_ARRAYS).exists():
+        with (place / _OWN_ARRAYS).open("rb") as file, np.load(file) as arrays:
+            put = lambda name, to: jax.device_put(arrays[name].view(to.dtype), to.sharding)
+            return {name: put(name, to) for name, to in wanted.items()}
+    with _orbax() as orbax:
+        return orbax.restore(absolute(place / _ARRAYS), args=ocp.args.StandardRestore(wanted))
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from reptile_jax._checks import check_integers
-from reptile_jax._types import Batches, Examples, Repeated
+from reptile_jax._types import Batches, Examples, Repeated, TaskState
 from reptile_jax.tasks.padding import unless_empty
 
 
@@ -32,12 +32,30 @@ def repeat(examples: Examples, steps: int) -> Repeated:
 def scan_batches(step: Callable, start: Any, batches: Batches) -> tuple[Any, Any]:
     """A scan of `step(carry, batch) -> (carry, out)`, which skips `Masked` batches that are empty.
 
-    Nothing is repeated: the scan closes over the examples that every step has.
+    Nothing is repeated: the scan closes over the examples that every step has. A `TaskState` is
+    what a scan has led to, so that there is nothing to do.
     """
+    if isinstance(batches, TaskState):
+        ended = batches.params, batches.opt_state, batches.model_state
+        return _as_given(start, ended), (batches.loss[None], None)
     step = unless_empty(step)
     if isinstance(batches, Repeated):
         return jax.lax.scan(lambda c, _: step(c, batches.examples), start, length=batches.steps)
     return jax.lax.scan(step, start, batches)
+
+
+@jax.custom_jvp
+def _as_given(start: Any, ended: Any) -> Any:
+    """`ended`, which depends on `start` in a way that is not known any more."""
+    return ended
+
+
+@_as_given.defjvp
+def _of_the_start(primals, tangents):
+    raise ValueError(
+        "the inner loop of a task that was streamed has no derivative, which rj.maml and the like "
+        "need: use rj.reptile, or rj.fomaml."
+    )
 
 
 def scan_parts(
