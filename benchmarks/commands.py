@@ -155,7 +155,7 @@ ROOMS: dict[str, dict[str, Command]] = {
         ),
         "languages": Command(
             "a model of many languages: Reptile, joint training and none (needs word lists)",
-            "25 minutes",
+            "15 minutes",
             "benchmarks.uses.languages:main",
         ),
     },

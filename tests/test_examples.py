@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*_*.py"))
 
 pytestmark = pytest.mark.slow
 

@@ -8,6 +8,7 @@ PAGES = (
     "clients",
     "equations",
     "fields",
+    "languages",
 )  # by name; a page's records are those whose names begin with its own
 
 
