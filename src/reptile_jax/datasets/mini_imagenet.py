@@ -159,13 +159,13 @@ def _csv_classes(folder: Path, split: str) -> dict[str, list[str]]:
             rows = filter(None, csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline="")))
             columns = next(rows, [])
             if {"filename", "label"} <= set(columns):
-                places = columns.index("filename"), columns.index("label")
+                name, label = columns.index("filename"), columns.index("label")
+                last = max(name, label)
                 for number, row in enumerate(rows, 1):
-                    name, label = (row[place] if place < len(row) else "" for place in places)
-                    if not name or not label:
+                    if len(row) <= last or not row[name] or not row[label]:
                         problem = f"is damaged: its row {number} lacks a filename or a label"
                         break
-                    classes[label].append(name)
+                    classes[row[label]].append(row[name])
             else:
                 problem = f"must have the columns filename and label, it has {listed(columns)}"
     except (UnicodeDecodeError, csv.Error) as error:
