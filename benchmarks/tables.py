@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 
 class Table(NamedTuple):
     """What a measurement found."""
@@ -14,6 +16,21 @@ class Table(NamedTuple):
     columns: Sequence[str]  # the first one is words, the others are figures
     rows: Sequence[Sequence[str]]
     data: Any = None  # all that was measured
+
+
+# The 97.5% quantile of Student's t, by the number of values.
+_STUDENT = dict(
+    zip(range(2, 11), (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262), strict=True)
+)
+
+
+def interval(values: Sequence[float], digits: int, sign: str = "") -> str:
+    """The mean and Student's 95% interval over 2 to 10 trainings; the mean alone of one."""
+    mean = f"{np.mean(values):{sign}.{digits}f}"
+    if len(values) == 1:
+        return mean
+    half = _STUDENT[len(values)] * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{mean} ± {half:.{digits}f}"
 
 
 def show(table: Table) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import jax
@@ -133,7 +134,7 @@ def test_on_a_mesh_one_line_is_different_and_the_run_the_same(monkeypatch, capsy
     for mesh in (line, "mesh=rj.task_mesh(jax.devices()[:2]),"):
         script = {"__name__": "languages_of_a_test"}
         # The example's dataclasses look their module up.
-        monkeypatch.setitem(__import__("sys").modules, script["__name__"], languages)
+        monkeypatch.setitem(sys.modules, script["__name__"], languages)
         exec(compile(text.replace(line, mesh), SCRIPT, "exec"), script)
         script["load"] = lambda: dict(own)
         script["main"](2)
@@ -142,6 +143,7 @@ def test_on_a_mesh_one_line_is_different_and_the_run_the_same(monkeypatch, capsy
     np.testing.assert_allclose(*printed, atol=0.02)
 
 
+@pytest.mark.slow
 @needs_lists
 def test_every_list_of_debian_has_ten_thousand_words():
     own = languages.load()

@@ -174,11 +174,7 @@ def _draw(path: Path) -> None:
 
 
 def _interval(values: np.ndarray) -> str:
-    """The mean and Student's 95% interval over a few trainings."""
-    t = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(values))
-    if t is None:
-        return f"{values.mean():.1f}"
-    return f"{values.mean():.1f} ± {t * values.std(ddof=1) / len(values) ** 0.5:.1f}"
+    return tables.interval(values, 1)
 
 
 def share_of_bare_products(

@@ -37,8 +37,6 @@ OPTIMIZERS = {
 }
 SMOOTH = "standard, scale 5"  # the scale that is best for it
 STARTS = ("learned", "standard", SMOOTH, "mean", "matched", "shuffled")
-# The 97.5% quantile of Student's t, by degrees of freedom.
-STUDENT = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -270,8 +268,7 @@ def _differences(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _interval(values: Sequence[float], sign: str = "") -> str:
-    half = STUDENT[len(values) - 1] * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{np.mean(values):{sign}.1f} ± {half:.1f}"
+    return tables.interval(values, 1, sign)
 
 
 def _save_choice(args: argparse.Namespace, best: Mapping[str, Any]) -> None:

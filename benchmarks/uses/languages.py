@@ -54,8 +54,6 @@ CANDIDATES = {
 }
 RATES = (0.0005, 0.001, 0.002)  # of adapting
 SCRATCH_RATES = (0.01, 0.03, 0.06)
-# Half the width of a 95% interval over seeds, in standard errors, by their number.
-STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -71,7 +69,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parts = ("choice", "scores")
     parser = argparse.ArgumentParser(prog="python -m benchmarks languages")
     parser.add_argument("--only", nargs="+", choices=parts, metavar="PART", default=parts)
-    parser.add_argument("--seeds", type=int, default=3, choices=STUDENT, metavar="N")
+    parser.add_argument("--seeds", type=int, default=3, choices=range(2, 11), metavar="N")
     parser.add_argument("--words", type=Path, default=languages.FOLDER, help="the lists' folder")
     parser.add_argument("--fresh", action="store_true", help="measure again, and keep both")
     parser.add_argument("--quick", action="store_true", help="to see that it runs")
@@ -175,8 +173,7 @@ def tabulated(found: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]) -> l
 
 
 def _interval(values: np.ndarray, sign: str = "") -> str:
-    half = STUDENT[len(values)] * values.std(ddof=1) / len(values) ** 0.5
-    return f"{values.mean():{sign}.3f} ± {half:.3f}"
+    return tables.interval(values, 3, sign)
 
 
 def split(
