@@ -144,6 +144,19 @@ def test_every_task_starts_from_the_given_optimiser_state():
     assert (np.abs(ends["warm"] - ends["first"]) > 1e-3).all()
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_a_task_may_have_a_start_of_its_own(given):
+    start_fn = lambda params, task: {"w": params["w"] + 2 * task.support[0, 0]}
+    how = {} if given else {"key": KEY, "num_tasks": 3}
+    tasks = stacked(3) if given else PLACES
+    result = score_given(tasks, start_fn=start_fn, score_every=1, **how)
+    for i, task in enumerate(tasks_of(KEY, 3)):
+        path = by_hand(task, 0.5 + 2 * float(task.support[0, 0]))
+        np.testing.assert_allclose(result.scores["at"][0][i], path, rtol=1e-4)
+    with pytest.raises(TypeError, match="start_fn is a function"):
+        score_given(tasks, start_fn=3, **how)
+
+
 def test_what_was_given_is_left_as_it_was():
     warm = adam.init(PARAMS)
     rj.evaluate(loss_fn, scores_of, adam, PARAMS, PLACES, KEY, num_tasks=2, opt_state=warm)

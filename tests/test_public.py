@@ -49,7 +49,7 @@ def test_the_face_is_this():
     assert names["rj.nn"] == {
         *("MLP", "Conv", "BatchNorm", "ConvNet", "omniglot_net", "mini_imagenet_net"),
         *("classifier_mask", "squared_error", "cross_entropy", "conv_general_dilated"),
-        *("max_pool", "batch_norm", "Field", "in_bfloat16"),
+        *("max_pool", "batch_norm", "Field", "in_bfloat16", "prototype_loss", "from_prototypes"),
     }
     assert {"load_image_folder", "load_omniglot", "load_mini_imagenet"} <= names["rj.datasets"]
 

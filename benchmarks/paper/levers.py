@@ -13,58 +13,6 @@ import reptile_jax as rj
 Start = Callable[[Any, rj.Batch], Any]  # (params, support set) -> params
 
 
-def class_means(model: rj.nn.ConvNet, scale: float) -> Start:
-    """Puts the classifier where the classes' mean features are (Snell, Swersky & Zemel 2017).
-
-    Its logits are -scale |f - c|² up to a term that all classes share, for features f and a class's
-    mean c: weights 2 scale c and biases -scale |c|², both without their means over the classes.
-    """
-
-    def start(params, support):
-        features = features_of(model, params, support.inputs)
-        of_class = jax.nn.one_hot(support.targets, model.ways)
-        means = of_class.T @ features / of_class.sum(0)[:, None]  # [ways, features]
-        bias = -scale * jnp.sum(means**2, -1)
-        means = means - means.mean(0, keepdims=True)
-        return _with_classifier(params, 2 * scale * means.T, bias - bias.mean())
-
-    return start
-
-
-def features_of(model: rj.nn.ConvNet, params: Any, inputs: jax.Array) -> jax.Array:
-    """What the classifier is given, `[batch, features]`."""
-    size = len(params["params"]["Dense_0"]["kernel"])
-    seen = _with_classifier(params, jnp.eye(size), jnp.zeros(size))
-    return model.clone(ways=size).apply(seen, inputs)
-
-
-def pairs_loss(model: rj.nn.ConvNet, scale: float) -> Callable[[Any, rj.Batch], jax.Array]:
-    """The cross-entropy of a mini-batch with two images of each class.
-
-    Each is classified by its distances to one image of each class, as `class_means` has it. The
-    linear classifier has no part in it.
-    """
-
-    def loss_fn(params, batch):
-        by_class = batch.inputs[jnp.argsort(batch.targets)]
-        features = features_of(model, params, by_class).reshape(model.ways, 2, -1)
-        labels = jnp.arange(model.ways)
-
-        def one_way(means, queries):
-            squares = jnp.sum(queries**2, -1)[:, None] + jnp.sum(means**2, -1)[None]
-            logits = -scale * (squares - 2 * queries @ means.T)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-        first, second = features[:, 0], features[:, 1]
-        return (one_way(first, second) + one_way(second, first)) / 2
-
-    return loss_fn
-
-
-def _with_classifier(params: Any, kernel: jax.Array, bias: jax.Array) -> Any:
-    return {"params": {**params["params"], "Dense_0": {"kernel": kernel, "bias": bias}}}
-
-
 def started(
     start: Start, loss_fn: Callable[..., Any], inner: optax.GradientTransformation
 ) -> rj.MetaGradient:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 import reptile_jax as rj
-from benchmarks.paper.levers import Distorted, FirstAgain, Halves, pairs_loss, rates
+from benchmarks.paper.levers import Distorted, FirstAgain, Halves, rates
 from reptile_jax.app.config import FewShotConfig
 from reptile_jax.app.experiments.few_shot import (
     classifier_left_alone,
@@ -31,7 +31,7 @@ class Recipe:
     loss: Callable[[rj.nn.ConvNet], Callable[..., Any]] | None = None  # of training
     averaged: bool = False  # score the mean of the parameters over the second half of training
     tasks: Callable[[rj.tasks.FewShot], rj.TaskDistribution] | None = None  # of training
-    # Classifiers start from the classes' mean features, `levers.class_means`; in training too,
+    # Classifiers start from the classes' mean features, `rj.nn.from_prototypes`; in training too,
     # unless it has a loss of its own.
     mean_scale: float | None = None
 
@@ -101,10 +101,6 @@ def _later_steps(first: float, steps: int = 1) -> Callable[..., rj.MetaGradient]
         return rj.MetaGradient(inner_optimizer.init, compute)
 
     return meta_gradient
-
-
-def _pairs_loss(model: rj.nn.ConvNet) -> Callable[..., Any]:
-    return pairs_loss(model, 0.1)
 
 
 def _smoothed(share: float) -> Callable[[rj.nn.ConvNet], Callable[..., Any]]:
@@ -201,9 +197,9 @@ RECIPES: dict[str, Recipe] = {
     ),
     # For 20 ways; each differs from "pairs, balanced batches, inner rate 0.002" by what it names.
     "twenty, classifier from class means": Recipe(_TWENTY, mean_scale=0.1),
-    "twenty, distances in pairs": Recipe(_DISTANCES, loss=_pairs_loss, mean_scale=0.1),
+    "twenty, distances in pairs": Recipe(_DISTANCES, loss=rj.nn.prototype_loss, mean_scale=0.1),
     "twenty, distances in pairs, trained at 60 ways": Recipe(
-        {**_DISTANCES, "ways": 60, "inner_batch": 120}, loss=_pairs_loss, mean_scale=0.1
+        {**_DISTANCES, "ways": 60, "inner_batch": 120}, loss=rj.nn.prototype_loss, mean_scale=0.1
     ),
     "twenty, labels smoothed by 0.1": Recipe(_TWENTY, loss=_smoothed(0.1)),
     "twenty, classifier's rate times 5": Recipe(_TWENTY, inner=_classifier_rate(5.0)),

@@ -190,7 +190,7 @@ def _learner(recipe: Recipe, config: FewShotConfig, mesh: Mesh | None) -> rj.Met
         loss_fn = recipe.loss(model)
     meta_gradient = recipe.meta_gradient
     if recipe.mean_scale and not recipe.loss:
-        start = levers.class_means(model, recipe.mean_scale)
+        start = rj.nn.from_prototypes(model, recipe.mean_scale)
         meta_gradient = functools.partial(levers.started, start)
     outer = recipe.outer(config) if recipe.outer else few_shot.meta_optimizer(config)
     if recipe.averaged:

@@ -22,7 +22,7 @@ class Evaluation(NamedTuple):
     """How an evaluation differs from the paper's."""
 
     changes: Mapping[str, Any] = {}  # of the configuration
-    mean_scale: float | None = None  # classifiers start from class means; `levers.class_means`
+    mean_scale: float | None = None  # classifiers start from class means; `rj.nn.from_prototypes`
     rate: float = 1.0  # times training's inner rate
     classifier_rate: float = 1.0  # the classifier's, times all others
     distorted: float = 0.0  # how much the support images of each inner step are
@@ -70,7 +70,7 @@ def scored(
             task = tasks.sample(key)
             params = state.params
             if evaluation.mean_scale is not None:
-                start = levers.class_means(model, evaluation.mean_scale)
+                start = rj.nn.from_prototypes(model, evaluation.mean_scale)
                 params = start(params, task.query.support)
             adapted = rj.inner_loop(loss_fn, inner, params, task.support, state.inner_opt_state)
             return score_fn(adapted.params, task)

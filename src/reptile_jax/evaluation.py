@@ -91,6 +91,7 @@ def evaluate(
     num_tasks: int | None = None,
     model_state: ModelState = None,
     opt_state: OptState | None = None,
+    start_fn: Callable[[Params, Task], Params] | None = None,
     score_every: int | None = None,
     tasks_at_once: int | None = None,
     tasks_per_dispatch: int | None = None,
@@ -114,8 +115,8 @@ def evaluate(
     and positive has scores, but no part in either. One task has no interval: `ci95` is NaN.
 
     Args:
-      loss_fn, optimizer: the inner loop's; the optimiser may differ from training's. Make them, and
-        `score_fn`, once: each has a compiled program of its own.
+      loss_fn, optimizer: the inner loop's; the optimiser may differ from training's. Make them,
+        `score_fn` and `start_fn` once: each has a compiled program of its own.
       score_fn: `(params, task) -> score`, a number, or a pytree of numbers and arrays. With a model
         state `(params, model_state, task)`. Both are adapted; the task is as it was drawn or given.
       params: the initialisation θ.
@@ -125,6 +126,9 @@ def evaluate(
       model_state: where each task's model state starts, such as `MetaState.model_state`.
       opt_state: where each task's optimiser starts: a state of `optimizer`, such as
         `MetaState.inner_opt_state`. By default its first state.
+      start_fn: `(params, task) -> params`, where each task starts, given θ and the task; by default
+        at θ. What it returns is scored as the curve's first point. `rj.nn.from_prototypes` of the
+        support set is one.
       score_every: inner steps between points of the curve; it has to divide the number of steps.
         By default only the start and the end are scored.
       tasks_at_once: as in `meta_learner`, but by default at most 256.
@@ -144,13 +148,13 @@ def evaluate(
         "tasks_at_once": tasks_at_once,
         "tasks_per_dispatch": tasks_per_dispatch,
     }
-    functions = {"score_fn": score_fn, "report": report or print}
+    functions = {"score_fn": score_fn, "start_fn": start_fn or print, "report": report or print}
     total = _checks.check_what_to_score(tasks, key, num_tasks)
     _checks.check_integers(**{name: size for name, size in sizes.items() if size is not None})
     _checks.check_adaptation(loss_fn, optimizer, params, opt_state, **functions)
     _checks.check_mesh(mesh)
     at_once = tasks_at_once and int(tasks_at_once)
-    how = loss_fn, score_fn, optimizer, score_every and int(score_every), at_once
+    how = loss_fn, score_fn, optimizer, start_fn, score_every and int(score_every), at_once
     of_dispatch, mesh = int(tasks_per_dispatch or total), automatic(mesh)
     each, distribution = tasks, None
     if key is not None:
@@ -184,13 +188,16 @@ def _mean_and_ci95(scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray,
 
 @partial(
     jax.jit,
-    static_argnames=("loss_fn", "score_fn", "optimizer", "score_every", "tasks_at_once", "mesh"),
+    static_argnames=(
+        *("loss_fn", "score_fn", "optimizer", "start_fn", "score_every", "tasks_at_once", "mesh"),
+    ),
 )
 @in_auto_axes
 def _scores(
     loss_fn,
     score_fn,
     optimizer,
+    start_fn,
     score_every,
     tasks_at_once,
     mesh,
@@ -212,6 +219,8 @@ def _scores(
     def score_task(shared, task):
         params, model_state, opt_state, distribution = shared
         task = draw(distribution, task)
+        if start_fn is not None:
+            params = start_fn(params, task)
         steps, scores = _adaptation_curve(
             loss_fn,
             lambda *adapted: score_fn(*adapted, task),

@@ -55,6 +55,15 @@ def test_a_configuration_of_anything(kind, values):
         ({"dataset": "mini-imagenet"}, "the images of mini-imagenet are rgb, not grey"),
         ({"split_seed": 1}, "split_seed is for images alone: leave split_seed=1 out for omniglot"),
         ({"eval_ways": 2}, "classifier is meta-learned with the rest, for 5 ways"),
+        ({"classifier": "prototypes"}, "give balanced_batches, and as inner_batch a multiple of"),
+        (
+            {"classifier": "prototypes", "balanced_batches": True, "inner_batch": 15},
+            r"twice the 5 ways, up to 10 .*; got balanced_batches=True, inner_batch=15",
+        ),
+        (
+            {"classifier": "prototypes", "balanced_batches": True, "train_shots": 1},
+            r"up to 1 \(train_shots\) images of each class; got",
+        ),
         (
             {"balanced_eval": True, "eval_ways": 3, "classifier": "zero"},
             "show each of 3 classes as often: eval_batch is a multiple of the ways, got 5",
@@ -71,6 +80,7 @@ def test_what_can_be_is_taken():
     FewShotConfig(inner_rate=0.0, seed=0, meta_momentum=1.0).check()
     FewShotConfig(eval_ways=5).check()  # those that it is trained for
     FewShotConfig(eval_ways=3, classifier="zero").check()
+    FewShotConfig(eval_ways=3, classifier="prototypes", balanced_batches=True).check()
     FewShotConfig(dataset="images", color="rgb", test_fraction=0.5, split_seed=3).check()
 
 

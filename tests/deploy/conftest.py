@@ -1,5 +1,7 @@
 """What the tests of deployed models share: models small enough to compile in a moment."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,12 @@ def model() -> rj.deploy.AdaptableModel:
         apply_for=lambda ways: classifier(ways).apply,
         card={"name": "small"},
     )
+
+
+@pytest.fixture(scope="package")
+def from_prototypes(model) -> rj.deploy.AdaptableModel:
+    """The same, whose classifier starts from prototypes."""
+    return dataclasses.replace(model, prototypes=rj.nn.from_prototypes(classifier(3)))
 
 
 @pytest.fixture(scope="package")

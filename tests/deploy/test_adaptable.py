@@ -40,6 +40,39 @@ def test_predict_is_the_inner_loop_and_the_query_logits(model, task, transductiv
     np.testing.assert_allclose(answered, predicted, atol=1e-5)
 
 
+def test_prototypes_of_the_support_set_are_the_start(from_prototypes, task):
+    support, labels, query = task
+    model, images = from_prototypes, jnp.float32(support) / 255
+    start = jax.jit(model.prototypes)(model.params, rj.Batch(images, jnp.asarray(labels)))
+    assert start["params"]["Dense_0"]["kernel"].any()
+    path = model.trajectory(*task)
+    np.testing.assert_allclose(path.predictions[0], model.answer(start, support, query), atol=1e-6)
+    assert np.abs(path.predictions[0] - 1 / 3).max() > 0.1
+
+    order = model.mini_batches(labels)  # 3 images of 3 classes, so that the loss is the mean
+    batches = rj.Batch(images[order], jnp.asarray(labels)[order])
+    adapted = rj.inner_loop(
+        rj.nn.cross_entropy(model.apply),
+        model.inner_optimizer,
+        start,
+        batches,
+        model.inner_opt_state,
+    )
+    expected = model.answer(adapted.params, support, query)
+    np.testing.assert_allclose(path.losses, adapted.losses, rtol=1e-4)
+    again = model.answer(model.adapt(support, labels).params, support, query)
+    np.testing.assert_allclose([path.predictions[-1], again], [expected] * 2, atol=1e-5)
+
+
+def test_prototypes_are_of_any_number_of_classes(from_prototypes, task):
+    support, _, query = task
+    path = from_prototypes.for_ways(5).trajectory(support[:5], np.arange(5), query)
+    assert path.predictions.shape == (7, 5, 5)
+    assert np.abs(path.predictions[0] - 1 / 5).max() > 0.1
+    with pytest.raises(ValueError, match=r"apart, not 2: .* or a model with apply_for, whose"):
+        dataclasses.replace(from_prototypes, apply_for=None).for_ways(2)
+
+
 def test_images_are_bytes_or_numbers_from_0_to_1(model, task):
     support, labels, query = task
     as_numbers = model.predict(np.float32(support) / 255, labels.tolist(), np.float64(query) / 255)

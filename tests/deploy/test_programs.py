@@ -110,6 +110,15 @@ def test_transductive_programs_and_fixed_sizes(model, task, tmp_path):
         answer(*as_numbers(support[:3], labels[::2], query))
 
 
+def test_a_start_from_prototypes_of_any_number_of_images(from_prototypes, task, tmp_path):
+    answer = rj.deploy.load(rj.export(from_prototypes, tmp_path / "prototypes"))
+    support, _, query = task
+    for given in (task, (support[:3], np.array([1, 0, 2]), query[:2])):
+        expected = from_prototypes.predict(*given)
+        np.testing.assert_allclose(answer(*as_numbers(*given)), expected, atol=1e-5)
+    assert np.isnan(answer(*as_numbers(support, [0, 1, 0, 1, 0, 1], query))).all()
+
+
 def test_a_curve(curve, tmp_path):
     answer = rj.deploy.load(rj.export(curve, tmp_path / "curve"))
     x = np.linspace(-1, 1, 7, dtype=np.float32)[:, None]

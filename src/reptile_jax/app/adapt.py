@@ -49,7 +49,7 @@ def adapt(
     Args:
       run: the folder of the run, or the name of a pretrained model.
       support: a folder with one folder of images per class: at most as many as the run's ways, or
-        any number if its classifier starts at zero.
+        any number unless its classifier is meta-learned.
       query: a folder of images or an image, or several of them; none only to save.
       transductive: normalise all query images together, without the support set. It helps when
         they are many and spread evenly over the classes; else each is normalised with the support
@@ -241,7 +241,8 @@ def _support_classes(
     elif len(classes) > (model.ways or 0) and model.apply_for is None:
         problem = (
             f"{support} has {len(classes)} classes, but {run} was trained for {model.ways} ways: "
-            "give that many classes or fewer, or train with more --ways, or --classifier zero."
+            "give that many classes or fewer, or train with more --ways, or with --classifier zero "
+            "or prototypes."
         )
     elif empty:
         problem = f"these classes in {support} have no images: {image_folder.listed(empty)}.{more}"

@@ -125,7 +125,7 @@ class _EvaluateOptions:
     inner_rate: float | None = None  # of the inner optimiser
     eval_rate: float | None = None  # the same, where evaluation has its own
     transductive: bool | None = None  # which of the two scores is named the score
-    eval_ways: int | None = None  # classes of each task; of a run with --classifier zero
+    eval_ways: int | None = None  # classes of each task, if the classifier is not learned
     shots: int | None = None  # support images of each class
     query_shots: int | None = None  # query images of each class
     eval_shots: int | None = None  # points given of a sine wave

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 import jax
 import numpy as np
 
-Classifier: TypeAlias = Literal["learned", "zero"]
+Classifier: TypeAlias = Literal["learned", "zero", "prototypes"]
 
 # The bounds of numbers whose fields set none of their own.
 _LEAST = {int: 1, float: 0}
@@ -235,13 +235,16 @@ class FewShotConfig(Config):
     inner_opt_state: Literal["reset", "average", "carry"] = "average"
     # Where the linear classifier starts: meta-learned with the rest, or at zero in every task (Kao,
     # Chiu & Chen 2021, arXiv:2106.15367). The inner optimiser's state of it goes on all the same.
+    # With prototypes, training is by distances to the classes' mean features, without a linear
+    # classifier (Snell, Swersky & Zemel 2017, arXiv:1703.05175); at evaluation it starts from them.
     classifier: Classifier = "learned"
     meta_steps: int = 100_000
     meta_rate: float = 1.0  # ε at the start
     meta_rate_final: float = 0.0  # ε at the end, annealed linearly
     # Nesterov's, of the outer step.
     meta_momentum: float = dataclasses.field(default=0.0, metadata={"largest": 1})
-    eval_ways: int | None = None  # classes at evaluation; other than ways with a classifier at zero
+    # Classes at evaluation; other than ways unless the classifier is learned.
+    eval_ways: int | None = None
     eval_batch: int = 5
     balanced_eval: bool = False  # every mini-batch of evaluation shows each class as often
     eval_steps: int = 50
@@ -271,11 +274,20 @@ class FewShotConfig(Config):
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         held_out = self.held_out_ways
-        if held_out != self.ways and self.classifier != "zero":
+        if held_out != self.ways and self.classifier == "learned":
             yield (
                 f"the classifier is meta-learned with the rest, for {self.ways} ways: held-out "
                 f"tasks have {self.ways} classes, not {held_out}. A run trained with "
-                "--classifier zero takes any number."
+                "--classifier zero or prototypes takes any number."
+            )
+        each, more = divmod(self.inner_batch, self.ways)  # images of a class in a mini-batch
+        is_halved = self.balanced_batches and not more and each % 2 == 0
+        if self.classifier == "prototypes" and not (is_halved and each <= self.train_shots):
+            yield (
+                "with prototypes, the halves of a mini-batch classify each other: give "
+                f"balanced_batches, and as inner_batch a multiple of twice the {self.ways} ways, "
+                f"up to {self.train_shots} (train_shots) images of each class; got "
+                f"balanced_batches={self.balanced_batches}, inner_batch={self.inner_batch}."
             )
         for is_balanced, name, ways in (
             (self.balanced_batches, "inner_batch", self.ways),

@@ -35,6 +35,8 @@ class Experiment:
     tasks_at_once: int | None = None  # as in `rj.evaluate`
     # What held-out tasks start from, given the trained state.
     initialisation: Callable[[rj.MetaState], rj.MetaState] = lambda state: state
+    # (params, task) -> where that task starts from there; as in `rj.evaluate`.
+    start_fn: Callable[[Any, rj.Task], Any] | None = None
     # Other initialisations to compare with: the first state, trained on these tasks, if any.
     rivals: Mapping[str, rj.TaskDistribution | None] = dataclasses.field(default_factory=dict)
 

@@ -116,6 +116,7 @@ def _shown(config: Config, experiment: Experiment, state: rj.MetaState) -> rj.Ev
         None if drawn is None else key(config.seed, "evaluation"),
         num_tasks=drawn,
         opt_state=start.inner_opt_state,
+        start_fn=experiment.start_fn,
         score_every=experiment.score_every,
     )
 

@@ -206,6 +206,7 @@ def _score(
             None if given else key(config.seed, "evaluation"),
             num_tasks=None if given else config.eval_tasks,
             opt_state=start.inner_opt_state,
+            start_fn=experiment.start_fn,
             score_every=experiment.score_every,
             tasks_at_once=experiment.tasks_at_once,
             tasks_per_dispatch=100 if jax.default_backend() == "cpu" else 2500,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reptile_jax._state_checks import check_usable
-from reptile_jax._types import Adapted, Apply, Key, Optimizer, OptState, Params
+from reptile_jax._types import Adapted, Apply, Batch, Key, Optimizer, OptState, Params
 from reptile_jax.deploy import adaptation
 from reptile_jax.deploy.adaptation import resized
 
@@ -38,8 +38,11 @@ class AdaptableModel:
     training_batch: int | None = None
     seed: int = 0  # of the mini-batches
     init: Callable[[Key], Params] | None = None  # parameters before training
-    # For a classifier that starts at zero: `apply` for any number of classes.
+    # For a classifier that is not meta-learned: `apply` for any number of classes.
     apply_for: Callable[[int], Apply] | None = None
+    # For a model trained by `nn.prototype_loss`: where a task starts, given its support set, as
+    # `nn.from_prototypes` has it. Losses are then sums divided by the ways, not `training_batch`.
+    prototypes: Callable[[Params, Batch], Params] | None = None
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # where it is from
 
     def __post_init__(self):
@@ -112,10 +115,11 @@ class AdaptableModel:
         return adapt_and_answer
 
     def for_ways(self, ways: int) -> "AdaptableModel":
-        """The same model for another number of classes: any if its classifier starts at zero.
+        """The same model for another number of classes: any unless its classifier is meta-learned.
 
         Raises:
-          ValueError: for more classes than a meta-learned classifier has, or for a curve.
+          ValueError: for more classes than a meta-learned classifier has, for a curve, and for
+            prototypes without `apply_for`.
         """
         if ways == self.ways:
             return self
@@ -130,10 +134,11 @@ class AdaptableModel:
                 inner_opt_state=learned[1],
                 ways=ways,
             )
-        if self.ways is None or ways > self.ways:
+        # Classes without examples have no prototypes.
+        if self.ways is None or ways > self.ways or self.prototypes is not None:
             raise ValueError(
                 f"this model tells {self.ways or 'no'} classes apart, not {ways}: give that many "
-                "or fewer, or a model whose classifier starts at zero."
+                "or fewer, or a model with apply_for, whose classifier is not meta-learned."
             )
         return dataclasses.replace(self, ways=ways)
 
@@ -166,6 +171,7 @@ class AdaptableModel:
             self.balanced,
             self.training_batch,
             self.seed,
+            self.prototypes,
         )
 
     def _checked(self, support: Any, targets: Any, query: Any) -> tuple[jax.Array, ...]:

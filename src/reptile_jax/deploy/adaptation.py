@@ -32,10 +32,12 @@ class How(NamedTuple):
     balanced: bool
     training_batch: int | None
     seed: int
+    prototypes: Callable[[Params, Batch], Params] | None
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def adapt(how: How, params: Params, opt_state: OptState, support, targets) -> Adapted:
+    params = _started(how, params, support, targets)
     return inner_loop(
         _loss_fn(how), how.optimizer, params, _batches(how, support, targets), opt_state
     )
@@ -57,7 +59,7 @@ def predict(how, transductive, params, opt_state, support, targets, query) -> ja
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def trajectory(how, transductive, params, opt_state, support, targets, query) -> Trajectory:
-    loss_fn = _loss_fn(how)
+    loss_fn, params = _loss_fn(how), _started(how, params, support, targets)
     now = lambda params: answer(how, transductive, params, support, query)
 
     def step(start, batch):
@@ -71,26 +73,37 @@ def trajectory(how, transductive, params, opt_state, support, targets, query) ->
 
 
 def adaptation_loss(
-    apply: Apply, training_batch: int | None, batch_size: int, *, balanced: bool
+    apply: Apply,
+    training_batch: int | None,
+    batch_size: int,
+    *,
+    balanced: bool,
+    prototypes: int | None = None,
 ) -> Callable[[Params, Batch], jax.Array]:
     """The loss that tasks are adapted by, in mini-batches of `batch_size`.
 
     Weighed as in training, whose second moment Adam starts from. Balanced mini-batches of many
     classes have to be larger than training's: their sum would make longer steps than any there, so
     that they take the mean. The paper's protocol, which is not balanced, takes the sum.
+
+    Training by `prototypes`, here of as many classes, took a mean over mini-batches of any number
+    of classes. So the divisor is not training's size but the ways: a mini-batch of one image of
+    each class has the mean, and one of half the classes half of that.
     """
+    training_batch = training_batch if prototypes is None else prototypes
     if balanced and training_batch is not None:
         training_batch = max(training_batch, batch_size)
     return cross_entropy(apply, training_batch)
 
 
 def resized(ways: int, tree: Any) -> Any:
-    """Parameters or a state with a classifier that starts at zero, for another number of ways.
+    """Parameters or a state with a classifier that is not meta-learned, for another number of ways.
 
-    Such a classifier is one for any number of classes. The inner optimiser's state of it is
-    averaged over the classes that it was trained with, which are drawn in a uniform order, so that
-    nothing tells them apart. For another number of ways that is an approximation: gradients of the
-    classifier shrink with the number of classes.
+    Such a classifier is zero, and so one for any number of classes. The inner optimiser's state of
+    it is averaged over the classes that it was trained with, which are drawn in a uniform order, so
+    that nothing tells them apart. For another number of ways that is an approximation: gradients of
+    the classifier shrink with the number of classes. Training by prototypes has none: that state is
+    zero, and the classifier's first steps by Adam are up to 1 / √(1 - β2) times as long.
     """
 
     def resize(is_classifier, leaf):  # whose last axis is the ways
@@ -105,7 +118,18 @@ def _loss_fn(how: How) -> Callable[[Params, Batch], jax.Array]:
     if how.ways is None:
         return squared_error(how.apply)
     size = how.ways * _of_each_class(how)
-    return adaptation_loss(how.apply, how.training_batch, size, balanced=how.balanced)
+    return adaptation_loss(
+        how.apply,
+        how.training_batch,
+        size,
+        balanced=how.balanced,
+        prototypes=how.ways if how.prototypes else None,
+    )
+
+
+def _started(how: How, params: Params, support: jax.Array, targets: jax.Array) -> Params:
+    """Where the task starts."""
+    return how.prototypes(params, Batch(support, targets)) if how.prototypes else params
 
 
 def _batches(how: How, support: jax.Array, targets: jax.Array) -> Batch:

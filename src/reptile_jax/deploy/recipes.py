@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,15 +10,22 @@ import jax.numpy as jnp
 import optax
 
 from reptile_jax import nn
+from reptile_jax._types import Batch, Params
 from reptile_jax.deploy.adaptable import AdaptableModel
 
 
 def network(size: int, ways: int, classifier: str) -> nn.ConvNet:
-    """The paper's network for the size of the images; its classifier is "learned" or "zero"."""
+    """The paper's network for the size of the images; a classifier not "learned" is at zero."""
     model = (nn.omniglot_net if size < 64 else nn.mini_imagenet_net)(ways)
-    if classifier == "zero":
+    if classifier != "learned":
         model = model.clone(classifier_init=jax.nn.initializers.zeros)
     return model
+
+
+@functools.cache  # programs are compiled for a start: the same for the same network
+def prototypes(size: int, classifier: str) -> Callable[[Params, Batch], Params] | None:
+    """Where a task starts, given its support set: for the classifier "prototypes" alone."""
+    return nn.from_prototypes(network(size, 1, classifier)) if classifier == "prototypes" else None
 
 
 @functools.cache  # programs are compiled for an optimiser: the same for the same rate
@@ -69,7 +76,8 @@ def _classifier(config: Mapping[str, Any]) -> AdaptableModel:
         training_batch=config["inner_batch"],
         seed=config["seed"],
         init=lambda key: jax.jit(model.init)(key, jnp.zeros((1, *shape))),
-        apply_for=(lambda ways: of(ways).apply) if classifier == "zero" else None,
+        apply_for=(lambda ways: of(ways).apply) if classifier != "learned" else None,
+        prototypes=prototypes(size, classifier),
     )
 
 

@@ -14,3 +14,5 @@ from reptile_jax.nn.networks import classifier_mask as classifier_mask
 from reptile_jax.nn.networks import mini_imagenet_net as mini_imagenet_net
 from reptile_jax.nn.networks import omniglot_net as omniglot_net
 from reptile_jax.nn.precision import in_bfloat16 as in_bfloat16
+from reptile_jax.nn.prototypes import from_prototypes as from_prototypes
+from reptile_jax.nn.prototypes import prototype_loss as prototype_loss

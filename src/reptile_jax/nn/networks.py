@@ -102,13 +102,18 @@ class ConvNet(nn.Module):
     classifier_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Images `[batch, height, width, channels]` -> logits `[batch, ways]`."""
+    def __call__(self, images: jax.Array, *, classify: bool = True) -> jax.Array:
+        """Images `[batch, height, width, channels]` -> logits `[batch, ways]`.
+
+        With `classify=False` the features that the classifier is given, `[batch, features]`.
+        """
         x = images
         for _ in range(self.blocks):
             x = Conv(self.features, stride=1 if self.pool else 2)(x)
             x = nn.relu(BatchNorm(pool=self.pool)(x))
         x = x.reshape(x.shape[0], -1)
+        if not classify:
+            return x
         return nn.Dense(self.ways, kernel_init=self.classifier_init)(x)
 
 

@@ -5,7 +5,9 @@ import json
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import chex
 import jax
@@ -123,6 +125,28 @@ def test_a_classifier_at_zero_is_one_for_any_number_of_ways(pictures, tmp_path, 
     assert json.loads(capsys.readouterr().out) == answers
 
 
+@pytest.mark.slow
+def test_prototypes_start_tasks_of_any_number_of_ways(pictures, tmp_path, capsys):
+    argv = ["--classifier", "prototypes", "--balanced-batches", "--test-fraction", "0.5"]
+    argv += ["--train-shots", "4", "--meta-steps", "8", "--eval-ways", "3", "--eval-batch", "6"]
+    assert cli.main(small_images.train_command(pictures, *argv, "--out", "run")) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["config"]["ways"], results["config"]["eval_ways"]) == (2, 3)
+    for curve in results["scores"]["Reptile"].values():
+        assert curve["mean"][0] > 0.6  # before the first inner step
+    shown = np.load(tmp_path / "run" / "adaptation.npz")["Reptile/probabilities"]
+    assert np.abs(shown[:, 0] - 1 / 3).max() > 0.2  # as does the picture
+
+    argv = ["--support", str(pictures), "--query", str(pictures / "class6" / "0.png")]
+    capsys.readouterr()
+    assert cli.main(["adapt", "run", *argv, "--save", "model", "--json", "-"]) == 0
+    (answer,) = answers = json.loads(capsys.readouterr().out)
+    assert len(answer["probabilities"]) == 8
+    assert answer["class"] == "class6"
+    assert cli.main(["predict", "model", *argv[2:], "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == answers
+
+
 def copied(pictures, folder, numbers, prefix="class"):
     """Some classes of the pictures in another folder."""
     for number in numbers:
@@ -223,7 +247,7 @@ def test_a_meta_learned_classifier_keeps_its_ways(trained, pictures, capsys):
     said = "the classifier is meta-learned with the rest, for 2 ways: held-out tasks have 2 classes"
     error = capsys.readouterr().err
     assert f"{said}, not 1." in error
-    assert "A run trained with --classifier zero takes any number." in error
+    assert "A run trained with --classifier zero or prototypes takes any number." in error
 
 
 def test_a_damaged_zip_is_named(tmp_path, capsys):
@@ -278,6 +302,44 @@ def test_a_classifier_at_zero_stays_there_outside_and_learns_inside():
     assert (state.params["params"]["Conv_0"]["kernel"] != start["Conv_0"]["kernel"]).any()
     np.testing.assert_allclose(info.losses[:, 0], np.log(5), rtol=1e-6)
     assert (info.losses[:, 2] < info.losses[:, 0]).all()
+
+
+@pytest.mark.slow
+def test_training_by_prototypes_leaves_the_classifier_at_zero():
+    """The classifier's inner state as well: training gives it no gradient."""
+    config = FewShotConfig(
+        size=8, classifier="prototypes", ways=3, inner_batch=6, balanced_batches=True
+    )
+    learned = few_shot.learned_by(config)
+    images = jax.random.uniform(jax.random.key(0), (2, 3, 6, 8, 8, 1))
+    tasks = rj.Task(rj.Batch(images, jnp.broadcast_to(jnp.arange(6) % 3, (2, 3, 6))))
+    state, info = learned.learner.step(learned.first_state(), tasks)
+    inner = state.inner_opt_state[0].nu
+    for tree in (state.params, inner):
+        assert not any(leaf.any() for leaf in jax.tree.leaves(tree["params"]["Dense_0"]))
+        assert tree["params"]["Conv_0"]["kernel"].any()
+    first = jax.tree.map(lambda leaf: leaf[1, 0], tasks.support)
+    loss = jax.jit(rj.nn.prototype_loss(learned.model))(learned.first_state().params, first)
+    np.testing.assert_allclose(info.losses[1, 0], loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "balanced", "share"), [(10, False, 0.5), (20, True, 1)])
+def test_after_prototypes_one_image_of_each_class_has_the_mean(size, balanced, share):
+    """However many classes training's mini-batches had."""
+    config = FewShotConfig(ways=60, inner_batch=120, classifier="prototypes", eval_ways=20)
+    logits = jax.random.normal(jax.random.key(0), (size, 20))
+    model = FixedNet(20, lambda params, inputs: logits)
+    batch = rj.Batch(None, jnp.arange(size))
+    loss = few_shot.adaptation_loss(config, model, size, balanced=balanced)
+    mean = rj.nn.cross_entropy(model.apply)(None, batch)
+    np.testing.assert_allclose(loss(None, batch), share * mean, rtol=1e-6)
+
+
+class FixedNet(NamedTuple):
+    """Stands for a network."""
+
+    ways: int
+    apply: Callable[..., jax.Array]
 
 
 @pytest.mark.parametrize(("asked", "precision"), [("tensorfloat32", "HIGH"), (None, "DEFAULT")])

@@ -11,39 +11,6 @@ from benchmarks.paper import levers
 from tests.benchmarks.paper.test_recipes import image_splits
 
 
-def test_a_classifier_from_class_means_measures_distances_to_them():
-    model = rj.nn.omniglot_net(3)
-    inputs = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
-    params = jax.jit(model.init)(jax.random.key(0), inputs)
-    support = rj.Batch(inputs, jnp.array([0, 1, 2, 2, 1, 0]))
-    start = levers.class_means(model, 0.1)(params, support)
-    chex.assert_trees_all_equal(start["params"]["Conv_0"], params["params"]["Conv_0"])
-    size = len(start["params"]["Dense_0"]["kernel"])
-    plain = {"kernel": jnp.eye(size), "bias": jnp.zeros(size)}
-    features = model.clone(ways=size).apply(
-        {"params": {**params["params"], "Dense_0": plain}}, inputs
-    )
-    means = np.stack([features[np.asarray(support.targets) == way].mean(0) for way in range(3)])
-    wanted = -0.1 * ((np.asarray(features)[:, None] - means) ** 2).sum(-1)
-    centred = lambda logits: logits - logits.mean(-1, keepdims=True)
-    found = np.asarray(model.apply(start, inputs))
-    np.testing.assert_allclose(found, centred(wanted), rtol=1e-4, atol=1e-5)
-
-
-def test_pairs_are_classified_by_distances_to_one_image_of_each_class():
-    model = rj.nn.omniglot_net(3)
-    inputs = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
-    params, targets = jax.jit(model.init)(jax.random.key(0), inputs), jnp.array([2, 0, 1, 1, 0, 2])
-    found = levers.pairs_loss(model, 0.1)(params, rj.Batch(inputs, targets))
-    features = np.asarray(levers.features_of(model, params, inputs), np.float64)
-    losses = []
-    for order in ([1, 2, 0], [4, 3, 5]), ([4, 3, 5], [1, 2, 0]):
-        means, queries = (features[at] for at in order)
-        logits = -0.1 * ((queries[:, None] - means) ** 2).sum(-1)
-        losses += [np.log(np.exp(row - row[k]).sum()) for k, row in enumerate(logits)]
-    np.testing.assert_allclose(found, np.mean(losses), rtol=1e-4)
-
-
 def test_the_first_mini_batch_gives_the_start_and_no_inner_step():
     loss_fn = lambda params, batch: jnp.sum((params - batch) ** 2)
     params, task = jnp.ones(2), rj.Task(jnp.arange(6.0).reshape(3, 2))

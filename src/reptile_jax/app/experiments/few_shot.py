@@ -62,6 +62,7 @@ def build(
         score_every=config.eval_steps // 5 if config.eval_steps % 5 == 0 else None,
         summary="; ".join(summary),
         initialisation=lambda state: for_ways(config.held_out_ways, state),
+        start_fn=start_fn(config),
         data_facts={"classes": classes} if run is None else {},
     )
 
@@ -70,9 +71,8 @@ def learned_by(config: FewShotConfig, mesh: Mesh | None = None) -> Learned:
     """The network, the optimisers and the learner of a configuration."""
     model = network(config, config.ways)
     inner = recipes.inner_adam(config.inner_rate)
-    loss_fn = rj.nn.cross_entropy(model.apply, config.inner_batch)
     learner = rj.meta_learner(
-        rj.reptile(loss_fn, inner),
+        rj.reptile(training_loss(config, model), inner),
         meta_optimizer(config),
         inner_opt_state=config.inner_opt_state,
         mesh=mesh,
@@ -88,12 +88,33 @@ def network(config: FewShotConfig, ways: int) -> rj.nn.ConvNet:
     return recipes.network(config.size, ways, config.classifier)
 
 
+def training_loss(
+    config: FewShotConfig, model: rj.nn.ConvNet
+) -> Callable[[Any, rj.Batch], jax.Array]:
+    """The loss of the inner loop in training."""
+    if config.classifier == "prototypes":
+        return rj.nn.prototype_loss(model)
+    return rj.nn.cross_entropy(model.apply, config.inner_batch)
+
+
+def start_fn(config: FewShotConfig) -> Callable[[Any, rj.Task], Any] | None:
+    """Where held-out tasks start, if not all at the same parameters."""
+    start = recipes.prototypes(config.size, config.classifier)
+    if start is None:
+        return None
+    return lambda params, task: start(params, task.query.support)
+
+
 def adaptation_loss(
     config: FewShotConfig, model: rj.nn.ConvNet, batch_size: int, *, balanced: bool
 ) -> Callable[[Any, rj.Batch], jax.Array]:
     """The loss that held-out tasks are adapted by, in mini-batches of `batch_size`."""
     return adaptation.adaptation_loss(
-        model.apply, config.inner_batch, batch_size, balanced=balanced
+        model.apply,
+        config.inner_batch,
+        batch_size,
+        balanced=balanced,
+        prototypes=model.ways if config.classifier == "prototypes" else None,
     )
 
 
@@ -105,7 +126,7 @@ def meta_rate_schedule(config: FewShotConfig) -> optax.Schedule:
 def meta_optimizer(config: FewShotConfig) -> optax.GradientTransformation:
     """The meta-optimiser of a configuration."""
     sgd = optax.sgd(meta_rate_schedule(config), config.meta_momentum or None, nesterov=True)
-    return classifier_left_alone(sgd) if config.classifier == "zero" else sgd
+    return sgd if config.classifier == "learned" else classifier_left_alone(sgd)
 
 
 def classifier_left_alone(
@@ -117,7 +138,7 @@ def classifier_left_alone(
 
 
 def for_ways(ways: int, state: rj.MetaState) -> rj.MetaState:
-    """A state whose classifier starts at zero, for as many ways."""
+    """A state whose classifier is not meta-learned, for as many ways."""
     return adaptation.resized(ways, state)
 
 
