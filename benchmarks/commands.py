@@ -100,6 +100,9 @@ ROOMS: dict[str, dict[str, Command]] = {
         "paper o120-balanced-tenth": _training(
             "the same for 20 ways, a tenth of o120 (time with --eval-tasks 2500)", "2 hours"
         ),
+        "paper o120-prototypes": _training(
+            "by prototypes on 60 ways, a tenth of o120 (5 minutes on an H200)", "4 hours"
+        ),
         "paper m15-made": _training(
             "the path of mini-ImageNet at full size, on made pictures", "15 minutes"
         ),

@@ -88,10 +88,10 @@ def evaluation_of(row: str, config: FewShotConfig) -> dict[str, Any]:
     """What evaluation by a row of the paper changes in the configuration of a training."""
     own = presets.PAPER[row]
     changes: dict[str, Any] = {"shots": own.shots, "eval_batch": own.eval_batch}
-    if own.ways != config.ways:
+    if own.ways != config.held_out_ways:
         changes["eval_ways"] = own.ways
-    # As many query images as at the ways of the training.
-    return {**changes, "eval_tasks": max(2, config.eval_tasks * config.ways // own.ways)}
+    # As many query images as at the ways of the training's own evaluation.
+    return {**changes, "eval_tasks": max(2, config.eval_tasks * config.held_out_ways // own.ways)}
 
 
 def balanced(row: FewShotConfig) -> dict[str, Any]:

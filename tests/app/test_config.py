@@ -54,6 +54,10 @@ def test_a_configuration_of_anything(kind, values):
         ({"color": "rgb"}, "the images of omniglot are grey, not rgb"),
         ({"dataset": "mini-imagenet"}, "the images of mini-imagenet are rgb, not grey"),
         ({"split_seed": 1}, "split_seed is for images alone: leave split_seed=1 out for omniglot"),
+        (
+            {"dataset": "images", "mirrored": True},
+            "mirrored is for omniglot alone: leave mirrored=True out for images",
+        ),
         ({"eval_ways": 2}, "classifier is meta-learned with the rest, for 5 ways"),
         ({"classifier": "prototypes"}, "give balanced_batches, and as inner_batch a multiple of"),
         (

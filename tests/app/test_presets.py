@@ -8,13 +8,15 @@ def test_presets_are_the_papers_rows_and_what_goes_beyond():
     assert set(presets.PAPER) == {
         name + mode for name in ("o15", "o55", "o120", "o520", "m15", "m55") for mode in ("", "t")
     }
-    gradients = lambda config: config.meta_steps * config.meta_batch * config.inner_steps
+    tasks = lambda config: config.meta_steps * config.meta_batch
+    images = lambda config: tasks(config) * config.inner_steps * config.inner_batch
     shares = {
-        name: gradients(config) / gradients(presets.PAPER[name.partition("-")[0]])
+        name: round(images(config) / images(presets.PAPER[name.partition("-")[0]]), 4)
         for name, config in presets.BEYOND.items()
     }
     assert shares == {
         "o120-balanced-tenth": 0.1,
+        "o120-prototypes": 0.1,
         "o15-balanced": 1,
         "o15-balanced-quarter": 0.25,
         "o15-zero-pairs": 0.25,

@@ -150,6 +150,18 @@ def test_omniglot_background_split_and_without_rotations(omniglot):
     )
 
 
+def test_omniglot_mirrored(omniglot):
+    once, twice = (load_omniglot(omniglot, num_train=5, mirrored=add) for add in (False, True))
+    number = len(once.train_names)
+    assert twice.train_names[:number] == once.train_names
+    assert twice.train_names[number + 1] == f"{once.train_names[1]} mirrored"
+    for index in (0, 1, number - 1):
+        plain, mirror = (class_images(twice.train, at) for at in (index, number + index))
+        np.testing.assert_array_equal(plain, class_images(once.train, index))
+        np.testing.assert_array_equal(mirror, plain[:, :, ::-1])
+    assert twice.test_names == once.test_names
+
+
 def sorted_names(name):
     return [one for one in MERGED if one.split("/")[0] in CHARACTERS[name]]
 

@@ -252,6 +252,7 @@ class FewShotConfig(Config):
     query_shots: int = 1  # query images of each class at evaluation
     transductive: bool = False  # which of the two scores is this configuration's
     split: Literal["paper", "background"] = "paper"  # of Omniglot
+    mirrored: bool = False  # Omniglot's training classes are there mirrored as well, as others
     # Of the split of a folder of images into training and held-out classes.
     split_seed: int = dataclasses.field(default=0, metadata={"least": 0})
     test_fraction: float = 0.2  # of its classes that are held out
@@ -301,7 +302,8 @@ class FewShotConfig(Config):
         color = {"omniglot": "grey", "mini-imagenet": "rgb"}.get(self.dataset, self.color)
         if self.color != color:
             yield f"the images of {self.dataset} are {color}, not {self.color}."
-        meant_for = {"split": "omniglot", "split_seed": "images", "test_fraction": "images"}
+        meant_for = {"split": "omniglot", "mirrored": "omniglot"}
+        meant_for |= {"split_seed": "images", "test_fraction": "images"}
         for name, dataset in meant_for.items():
             given = getattr(self, name)
             if self.dataset != dataset and given != getattr(type(self), name):

@@ -49,6 +49,20 @@ BEYOND: dict[str, FewShotConfig] = {
         meta_batch=2,
         meta_steps=50_000,
     ),
+    # The same budget, trained by prototypes on 60 ways, with mirrored classes as well:
+    "o120-prototypes": dataclasses.replace(
+        PAPER["o120"],
+        classifier="prototypes",
+        ways=60,
+        eval_ways=20,
+        inner_batch=120,
+        balanced_batches=True,
+        inner_steps=5,
+        inner_rate=1e-3,
+        meta_batch=2,
+        meta_steps=16_667,
+        mirrored=True,
+    ),
     "o15-balanced": dataclasses.replace(_BALANCED, meta_steps=250_000),
     # And with a quarter of o15's inner gradients:
     "o15-balanced-quarter": _BALANCED,

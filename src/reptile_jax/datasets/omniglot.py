@@ -34,6 +34,7 @@ def load_omniglot(
     split: Literal["paper", "background"] = "paper",
     num_train: int = 1200,
     rotations: bool = True,
+    mirrored: bool = False,
     size: int = 28,
     cache: bool = True,
 ) -> ImageSplits:
@@ -42,7 +43,8 @@ def load_omniglot(
     Images are prepared as in the paper's released code: the 105 x 105 originals are scaled by
     nearest neighbour and not inverted, so `image / 255` is 1 for the background and 0 for the ink.
     Drawings are in the order of their file names. Classes are named "Alphabet/character01"; the
-    turned ones follow the upright one, with "+90", "+180" or "+270" after its name.
+    turned ones follow the upright one, with "+90", "+180" or "+270" after its name. The mirrored
+    ones follow them all, in the same order, with " mirrored" after their names.
 
     The decoded drawings are cached, one bit per pixel, in `$REPTILE_JAX_CACHE`, else in
     `reptile_jax` under `$XDG_CACHE_HOME` or `~/.cache`; without write access there is no cache.
@@ -60,6 +62,7 @@ def load_omniglot(
       num_train: training characters of the "paper" split; the paper's 1,200 leave 423 for testing.
       rotations: adds each training class turned by 90, 180 and 270 degrees counter-clockwise, as
         separate classes (4,800 with the paper's split). Test classes are never turned.
+      mirrored: adds each of these mirrored left to right, twice as many classes. Not in the paper.
       size: side of the images in pixels.
       cache: read and write the cache.
 
@@ -88,6 +91,9 @@ def load_omniglot(
         train = np.stack(turned, axis=1).reshape(-1, *train.shape[1:])
         turns = ("", "+90", "+180", "+270")
         train_names = [name + turn for name in train_names for turn in turns]
+    if mirrored:
+        train = np.concatenate([train, train[..., ::-1, :]])
+        train_names = [*train_names, *(name + " mirrored" for name in train_names)]
     return ImageSplits(
         equal_classes(train), equal_classes(test), tuple(train_names), tuple(test_names)
     )

@@ -145,7 +145,8 @@ def for_ways(ways: int, state: rj.MetaState) -> rj.MetaState:
 def load_data(config: FewShotConfig, data: Path) -> rj.datasets.ImageSplits:
     """The data set of a configuration, from the folder `data`."""
     if config.dataset == "omniglot":
-        return rj.datasets.load_omniglot(data, split=config.split, size=config.size)
+        how = {"split": config.split, "mirrored": config.mirrored, "size": config.size}
+        return rj.datasets.load_omniglot(data, **how)
     if config.dataset == "mini-imagenet":
         return rj.datasets.load_mini_imagenet(data, size=config.size)
     return rj.datasets.load_image_folder(
