@@ -116,6 +116,11 @@ ROOMS: dict[str, dict[str, Command]] = {
             "2 minutes each",
             "benchmarks.paper.evaluations:main",
         ),
+        "lanes": Command(
+            "twenty ways by prototypes, up to twenty trainings in one program (made for a GPU)",
+            "10 minutes on a GPU",
+            "benchmarks.paper.lanes:main",
+        ),
         "precision": Command(
             "o15 with matrix products of bfloat16 and TF32, simulated on a CPU (needs Omniglot)",
             "3 minutes each",

@@ -55,8 +55,8 @@ def parts(results: Path, page: Path) -> dict[str, str]:
         "o15_tenth": scores_table(arms("o15_tenth")),
     }
     found = {name: _part(text, folder / f"{name}.json", page) for name, text in written.items()}
-    kinds = ("recipes", "evaluations", "precision")
-    for path in sorted(path for kind in kinds for path in folder.glob(f"{kind}_*.json")):
+    kinds = ("recipes_", "evaluations_", "lanes", "precision_")
+    for path in sorted(path for kind in kinds for path in folder.glob(f"{kind}*.json")):
         record = records.read(path)
         table = tables.markdown(record["columns"], record["rows"])
         found[path.stem] = f"{table}\n\n{tables.source(record, path, page)}"

@@ -72,7 +72,7 @@ def evaluate(network: str, mesh: Mesh, tasks: int, at_once: int | None) -> Progr
             batch_size=config.eval_batch,
         )
         flops *= config.eval_batch / config.inner_batch
-    how = workload.loss_fn, score_fn, optimizer, None, at_once
+    how = workload.loss_fn, score_fn, optimizer, None, None, at_once
     keys = jax.eval_shape(lambda: jax.random.split(_key(), tasks))
     opt_state = jax.eval_shape(optimizer.init, workload.params)
     given = _shapes(workload.params), None, opt_state, _shapes(held_out)

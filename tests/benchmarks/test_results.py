@@ -10,8 +10,8 @@ from benchmarks.comparison.experiment import record
 
 from benchmarks import commands, records, report
 from benchmarks.comparison import contest, outcomes, stability
-from benchmarks.paper import evaluations, precision, recipes
-from reptile_jax.app import presets, run_folder
+from benchmarks.paper import evaluations, lane_list, lanes, precision, recipes
+from reptile_jax.app import json_files, presets, run_folder
 from reptile_jax.app.config import FewShotConfig
 
 FILES = sorted(path for path in records.RESULTS.rglob("*") if path.is_file())
@@ -62,6 +62,12 @@ def test_the_committed_arms_are_found_again_by_todays_settings():
         assert recipes.tabulated(path, args) == rows
     path = records.RESULTS / "paper" / "evaluations_o120_1000.json"
     assert evaluations.tabulated(path) == records.read(path)["rows"]
+    path = records.RESULTS / "paper" / "lanes.json"
+    assert lanes.tabulated(path) == records.read(path)["rows"]
+    for name, arm in records.newest(path).items():
+        assert arm["settings"] == json_files.plain(
+            lanes.settings_of(lane_list.PROGRAMS[name], 4894, 400)
+        )
     path = records.RESULTS / "paper" / "precision_o15_1000.json"
     args = argparse.Namespace(meta_steps=1000, tasks=2000, seeds=2)
     assert precision.tabulated(path, args) == records.read(path)["rows"]
