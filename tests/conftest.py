@@ -5,13 +5,15 @@ import signal
 from pathlib import Path
 
 # Almost all of the suite's time is compilation, and no result depends on how hard the compiler's
-# last stage tries. Eight devices, for what must not depend on their number. JAX reads the flags
-# once, when it is imported.
+# last stage tries: the older emitters of fused loops take half of the time. Eight devices, for
+# what must not depend on their number. JAX reads the flags once, when it is imported.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
         "--xla_force_host_platform_device_count=8",
     ]
 )
@@ -25,6 +27,20 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    """A folder of this session's processes together."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(autouse=True, scope="session")
+def kept_programs(shared_folder):
+    """Compiled programs are kept: half of them are compiled again, here or in another process."""
+    jax.config.update("jax_compilation_cache_dir", str(shared_folder / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """What the tests of the command line share: an empty folder, a data set, and a run on it."""
 
-import contextlib
 import fcntl
-import os
 import shutil
 
 import jax
@@ -17,42 +15,10 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory):
-    """A folder of this session's processes together."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-
-
-@pytest.fixture(scope="session")
-def as_a_person_has_it(shared_folder):
-    """Without the tests' strict promotion, which Optax's own arithmetic does not pass.
-
-    Compiled programs are kept, for the same few are compiled again and again.
-    """
-    kept = {
-        "jax_compilation_cache_dir": str(shared_folder / "programs"),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-
-    @contextlib.contextmanager
-    def settings():
-        before = {name: getattr(jax.config, name) for name in kept}
-        try:
-            for name, value in kept.items():
-                jax.config.update(name, value)
-            with jax.numpy_dtype_promotion("standard"):
-                yield
-        finally:
-            for name, value in before.items():
-                jax.config.update(name, value)
-
-    return settings
-
-
 @pytest.fixture(autouse=True, scope="module")
-def settings_of_a_person(as_a_person_has_it):
-    with as_a_person_has_it():
+def promotion_of_a_person():
+    """Optax's own arithmetic does not pass the tests' strict promotion."""
+    with jax.numpy_dtype_promotion("standard"):
         yield
 
 
@@ -63,14 +29,14 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def trained(pictures, shared_folder, as_a_person_has_it):
+def trained(pictures, shared_folder):
     """The folder of a small run on the pictures, not to be written to."""
     out = shared_folder / "bars"
     argv = small_images.train_command(pictures, "--out", str(out), "--meta-steps", "40")
     with (shared_folder / "bars.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # the first process trains, the others wait for it
         if not out.exists():
-            with as_a_person_has_it():
+            with jax.numpy_dtype_promotion("standard"):
                 assert cli.main(argv) == 0
     return out
 

@@ -54,19 +54,31 @@ def test_outside_the_main_thread_no_handlers_are_set(whole, folder):
     assert_same(whole, folder)
 
 
-@pytest.mark.parametrize("cut", [0, 1, 2, 9, 60])
-def test_after_a_crash_the_run_is_the_uninterrupted_one(whole, folder, cut):
+@pytest.fixture(scope="module")
+def crash_at_14(tmp_path_factory):
+    folder = tiny_run.new_run(tmp_path_factory.mktemp("crash") / "tiny")
     with pytest.raises(RuntimeError):
         tiny_run.train(folder, on_metrics=at(14, crash))
-    assert int(tiny_run.restored(folder).step) == 12
-    metrics = folder / "metrics.jsonl"
+    return folder
+
+
+@pytest.fixture
+def crashed(crash_at_14, tmp_path):
+    """A tiny run that crashed at the meta step 14."""
+    return shutil.copytree(crash_at_14, tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 9, 60])
+def test_after_a_crash_the_run_is_the_uninterrupted_one(whole, crashed, cut):
+    assert int(tiny_run.restored(crashed).step) == 12
+    metrics = crashed / "metrics.jsonl"
     assert steps_of(metrics)[-1] == 14
     metrics.write_bytes(metrics.read_bytes()[: -cut or None])
-    with (folder / "times.jsonl").open("a") as times:
+    with (crashed / "times.jsonl").open("a") as times:
         times.write('{"from": 0, "to": 16, "sec')
-    tiny_run.train(folder)
-    assert_same(whole, folder)
-    assert steps_of(folder / "times.jsonl", "to") == [4, 8, 12, 16, 20, 24]
+    tiny_run.train(crashed)
+    assert_same(whole, crashed)
+    assert steps_of(crashed / "times.jsonl", "to") == [4, 8, 12, 16, 20, 24]
 
 
 def zeroed(content):
@@ -92,21 +104,19 @@ DAMAGES += [(without_the_first, "1 to 2"), (without_the_third, "5 to 6"), (cut_a
 
 @pytest.mark.attack
 @pytest.mark.parametrize(("damage", "lost"), DAMAGES)
-def test_metrics_that_are_lost_are_said_and_the_run_goes_on(whole, folder, damage, lost, capsys):
-    with pytest.raises(RuntimeError):
-        tiny_run.train(folder, on_metrics=at(14, crash))
-    metrics = folder / "metrics.jsonl"
+def test_metrics_that_are_lost_are_said_and_the_run_goes_on(whole, crashed, damage, lost, capsys):
+    metrics = crashed / "metrics.jsonl"
     if damage is Path.unlink:
         metrics.unlink()
     else:
         metrics.write_bytes(damage(metrics.read_bytes()))
     with pytest.raises(RuntimeError):
-        tiny_run.train(folder, on_metrics=at(18, crash))
+        tiny_run.train(crashed, on_metrics=at(18, crash))
     message = f"{metrics} has lost the lines of the meta steps {lost}: they are a gap in it"
     assert message in capsys.readouterr().err
-    tiny_run.train(folder)
+    tiny_run.train(crashed)
     assert "lost" not in capsys.readouterr().err  # once is enough
-    chex.assert_trees_all_equal(*(tiny_run.restored(run) for run in (whole, folder)))
+    chex.assert_trees_all_equal(*(tiny_run.restored(run) for run in (whole, crashed)))
     rows = read_json_lines(metrics)
     (gap,) = [row for row in rows if "lost" in row]
     assert gap["lost"] == f"meta steps {lost}"
@@ -118,13 +128,11 @@ def test_metrics_that_are_lost_are_said_and_the_run_goes_on(whole, folder, damag
 
 
 @pytest.mark.attack
-def test_times_that_are_damaged_end_no_run(whole, folder):
-    with pytest.raises(RuntimeError):
-        tiny_run.train(folder, on_metrics=at(14, crash))
-    times = folder / "times.jsonl"
+def test_times_that_are_damaged_end_no_run(whole, crashed):
+    times = crashed / "times.jsonl"
     times.write_bytes(zeroed(times.read_bytes()))
-    tiny_run.train(folder)
-    assert_same(whole, folder)
+    tiny_run.train(crashed)
+    assert_same(whole, crashed)
     assert steps_of(times, "to") == [16, 20, 24]
 
 
@@ -135,16 +143,14 @@ def test_a_run_that_is_trained_trains_no_more(whole):
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == files
 
 
-def test_a_damaged_newest_checkpoint_is_made_again(whole, folder, capsys):
-    with pytest.raises(RuntimeError):
-        tiny_run.train(folder, on_metrics=at(14, crash))
-    damaged = folder / "checkpoints" / "12"
+def test_a_damaged_newest_checkpoint_is_made_again(whole, crashed, capsys):
+    damaged = crashed / "checkpoints" / "12"
     (damaged / "arrays" / "_METADATA").unlink()
-    tiny_run.train(folder, dataclasses.replace(tiny_run.CONFIG, meta_steps=12))
+    tiny_run.train(crashed, dataclasses.replace(tiny_run.CONFIG, meta_steps=12))
     assert f"{damaged} is damaged (arrays/_METADATA is missing)" in capsys.readouterr().err
-    assert (folder / "checkpoints" / "damaged-12").is_dir()
-    tiny_run.train(folder)
-    assert_same(whole, folder)
+    assert (crashed / "checkpoints" / "damaged-12").is_dir()
+    tiny_run.train(crashed)
+    assert_same(whole, crashed)
 
 
 def overflow(*ranges):
@@ -214,13 +220,11 @@ def test_parameters_that_are_not_finite_are_not_saved(folder):
     assert int(tiny_run.restored(folder).step) == 8
 
 
-def test_a_full_disk_is_named_and_the_run_goes_on_later(whole, folder):
-    with pytest.raises(RuntimeError):
-        tiny_run.train(folder, on_metrics=at(14, crash))
-    size = (folder / "metrics.jsonl").stat().st_size - 20
+def test_a_full_disk_is_named_and_the_run_goes_on_later(whole, crashed):
+    size = (crashed / "metrics.jsonl").stat().st_size - 20
     with files_of_at_most(size), pytest.raises(OSError, match="File too large") as info:
-        tiny_run.train(folder)
-    assert info.value.filename.startswith(str(folder / "metrics.jsonl"))
-    assert int(tiny_run.restored(folder).step) == 12
-    tiny_run.train(folder)
-    assert_same(whole, folder)
+        tiny_run.train(crashed)
+    assert info.value.filename.startswith(str(crashed / "metrics.jsonl"))
+    assert int(tiny_run.restored(crashed).step) == 12
+    tiny_run.train(crashed)
+    assert_same(whole, crashed)

@@ -1,6 +1,7 @@
 """Clients: FedAvg written out in NumPy, what is drawn and how evenly, and what is refused."""
 
 import collections
+import functools
 import itertools
 
 import jax
@@ -84,16 +85,17 @@ def learner_of(**how):
 def test_rounds_over_all_clients_are_those_of_fedavg_in_numpy(tasks_at_once):
     data = numbered()
     distribution = clients(data, batch_size=4, epochs=3)
+    draw_all = jax.jit(distribution.all)
     learner = learner_of(tasks_at_once=tasks_at_once)
     state = learner.init(start())
     w, b = (start()[name].astype(np.float64) for name in ("w", "b"))
     for number in range(5):
-        tasks = distribution.all(jax.random.key(number))
+        tasks = draw_all(jax.random.key(number))
         state, info = learner.step(state, tasks)
         assert info.finite.all()
-        chosen = []
+        chosen, support = [], jax.device_get(tasks.support)
         for place, own in enumerate(data.values()):
-            drawn = batches_of(jax.tree.map(lambda leaf, at=place: leaf[at], tasks.support))
+            drawn = batches_of(jax.tree.map(lambda leaf, at=place: leaf[at], support))
             count = len(own["label"])
             assert sorted(itertools.chain(*drawn)) == sorted([*range(count)] * 3)
             chosen.append((own, [batch for batch in drawn if batch]))
@@ -112,10 +114,12 @@ def test_training_on_drawn_clients_is_fedavg_in_numpy():
     )
     w, b = (start()[name].astype(np.float64) for name in ("w", "b"))
     by_count = {len(own["label"]): own for own in data.values()}
+    key_of = lambda *numbers: functools.reduce(jax.random.fold_in, numbers, key)
+    task_of = jax.jit(lambda *numbers: distribution.sample(key_of(*numbers)))
     for number in range(6):
         chosen = []
         for index in range(3):
-            task = distribution.sample(jax.random.fold_in(jax.random.fold_in(key, number), index))
+            task = task_of(number, index)
             drawn = [batch for batch in batches_of(task.support) if batch]
             chosen.append((by_count[int(task.weight)], drawn))
         w, b = server_round(w, b, chosen)
@@ -125,9 +129,9 @@ def test_training_on_drawn_clients_is_fedavg_in_numpy():
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 9, 20])
 def test_every_epoch_has_each_example_once_and_a_ragged_last_batch(batch_size):
-    epochs, distribution = 3, clients(numbered(), batch_size=batch_size, epochs=3)
+    epochs, task_of = 3, jax.jit(clients(numbered(), batch_size=batch_size, epochs=3).task)
     for place, count in enumerate(COUNTS.values()):
-        task = distribution.task(place, jax.random.key(place))
+        task = task_of(place, jax.random.key(place))
         drawn = batches_of(task.support)
         in_pass = -(-count // batch_size)
         assert len(drawn) == epochs * -(-9 // batch_size)
@@ -142,9 +146,9 @@ def test_every_epoch_has_each_example_once_and_a_ragged_last_batch(batch_size):
 
 
 def test_a_number_of_steps_goes_round_and_round():
-    distribution = clients(numbered(), batch_size=4, steps=7, weighted=False)
+    task_of = jax.jit(clients(numbered(), batch_size=4, steps=7, weighted=False).task)
     for place, count in enumerate(COUNTS.values()):
-        task = distribution.task(place, jax.random.key(place))
+        task = task_of(place, jax.random.key(place))
         drawn, in_pass = batches_of(task.support), -(-count // 4)
         assert len(drawn) == 7
         assert task.weight is None

@@ -13,6 +13,14 @@ from tests.nonsense import answered, fuzz, mostly
 
 ELLIPSE = np.array([0.8, 0.6, 0.35, 0.1, -0.15, 0.5])  # grey, a, b, x, y, angle
 
+# One program each, where an operation after the other would be hundreds.
+drawn = jax.jit(draw_ellipses, static_argnums=1)
+projected = jax.jit(project)
+
+
+def sample(key, **how):
+    return jax.jit(phantoms(**how).sample)(jax.random.key(key))
+
 
 def chords(ellipse: np.ndarray, angles: np.ndarray, size: int) -> np.ndarray:
     """The exact projections `[views, size]`: lengths of chords in a square of side 2, halved."""
@@ -28,9 +36,9 @@ def test_projections_of_an_ellipse_converge_to_its_chords():
     angles = np.linspace(0, np.pi, 9)[:-1]  # 45° among them, where pixels are seen on edge
     errors = []
     for size in (32, 128, 512):
-        image = draw_ellipses(ELLIPSE[None], size)
+        image = drawn(ELLIPSE[None], size)
         exact = chords(ELLIPSE, angles, size)
-        errors.append(np.abs(np.asarray(project(image, angles)) - exact).mean() / exact.mean())
+        errors.append(np.abs(np.asarray(projected(image, angles)) - exact).mean() / exact.mean())
     assert errors[0] < 0.05
     assert errors[1] < errors[0] / 2.5
     assert errors[2] < errors[1] / 2.5
@@ -39,21 +47,21 @@ def test_projections_of_an_ellipse_converge_to_its_chords():
 def test_a_constant_has_constant_projections():
     """Within the circle that no view leaves, whatever the angle."""
     angles = np.linspace(0, 2 * np.pi, 41)
-    middle = np.asarray(project(jnp.ones((64, 64)), angles))[:, 32]
+    middle = np.asarray(projected(jnp.ones((64, 64)), angles))[:, 32]
     across = 1 / np.maximum(abs(np.cos(angles)), abs(np.sin(angles)))
     np.testing.assert_allclose(middle, across, rtol=0.02)
 
 
 @pytest.mark.slow
 def test_every_view_of_an_object_has_the_same_sum():
-    image = phantoms(size=48, noise=0.0).sample(jax.random.key(0)).query.image
-    sums = project(image, np.linspace(0, np.pi, 11)).sum(1)
+    image = sample(0, size=48, noise=0.0).query.image
+    sums = projected(image, np.linspace(0, np.pi, 11)).sum(1)
     np.testing.assert_allclose(sums, image.sum() / 48, rtol=1e-5)
 
 
 def test_the_views_along_the_axes_are_sums_of_columns_and_rows():
     image = jax.random.uniform(jax.random.key(0), (16, 16))
-    upright, lying = project(image, jnp.array([0.0, np.pi / 2]))
+    upright, lying = projected(image, jnp.array([0.0, np.pi / 2]))
     np.testing.assert_allclose(upright, image.mean(0), rtol=1e-5)
     np.testing.assert_allclose(lying, image.mean(1), atol=1e-5)
 
@@ -62,9 +70,9 @@ def test_the_gradient_of_the_projection_is_its_transpose():
     keys = jax.random.split(jax.random.key(0), 3)
     image, view = jax.random.normal(keys[0], (16, 16)), jax.random.normal(keys[1], (5, 16))
     angles = jax.random.uniform(keys[2], (5,), maxval=np.pi)
-    seen, back = jax.vjp(lambda image: project(image, angles), image)
+    seen, back = jax.vjp(lambda image: projected(image, angles), image)
     np.testing.assert_allclose(jnp.vdot(seen, view), jnp.vdot(image, back(view)[0]), rtol=1e-4)
-    matrix = jax.jacobian(project)(image, angles).reshape(80, 256)
+    matrix = jax.jacobian(projected)(image, angles).reshape(80, 256)
     np.testing.assert_allclose(matrix @ image.reshape(-1), seen.reshape(-1), atol=1e-5)
     assert (matrix >= 0).all()
 
@@ -90,7 +98,7 @@ def test_without_noise_the_phantom_is_shepp_and_logans():
         u = (x - x0) * along[0] + (y - y0) * along[1]
         v = (y - y0) * along[0] - (x - x0) * along[1]
         expected += grey * (u**2 / a**2 + v**2 / b**2 <= 1)
-    image = phantoms(size=size, noise=0).sample(jax.random.key(5)).query.image
+    image = sample(5, size=size, noise=0).query.image
     np.testing.assert_allclose(image, expected.clip(0, 1), atol=1e-6)
 
 
@@ -103,21 +111,20 @@ def test_phantoms_differ_and_stay_within_bounds():
 
 
 def test_views_are_projections_of_the_phantom():
-    task = phantoms(size=16, views=6, steps=3, batch_size=2).sample(jax.random.key(1))
+    task = sample(1, size=16, views=6, steps=3, batch_size=2)
     assert task.support.angles.shape == (3, 2)
-    seen = project(task.query.image, task.support.angles.reshape(-1))
+    seen = projected(task.query.image, task.support.angles.reshape(-1))
     np.testing.assert_allclose(task.support.projections.reshape(6, 16), seen, atol=1e-6)
     assert len(set(task.support.angles.reshape(-1).tolist())) == 6
-    whole = phantoms(size=16, views=4, batch_size=None, evenly_spaced=True)
-    support = whole.sample(jax.random.key(1)).support
+    support = sample(1, size=16, views=4, batch_size=None, evenly_spaced=True).support
     assert support.steps == 12
     np.testing.assert_allclose(support.examples.angles, np.arange(4) * np.pi / 4, rtol=1e-6)
 
 
 def test_a_field_that_is_the_phantom_has_no_loss():
-    task = phantoms(size=16, views=3, batch_size=3).sample(jax.random.key(2))
+    task = sample(2, size=16, views=3, batch_size=3)
     exact = lambda image, points: image.reshape(-1, 1)
-    assert projection_loss(exact)(task.query.image, task.query) < 1e-12
+    assert jax.jit(projection_loss(exact))(task.query.image, task.query) < 1e-12
     off = task.query.image + 0.1
     np.testing.assert_allclose(psnr(exact)(off, task), 20.0, rtol=1e-4)
     np.testing.assert_allclose(pixel_points(8)[:9, 0] * 16, [1, 3, 5, 7, 9, 11, 13, 15, 1])

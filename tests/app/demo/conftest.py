@@ -5,9 +5,8 @@ import pytest
 
 
 @pytest.fixture(autouse=True, scope="module")
-def settings_of_a_person_everywhere(as_a_person_has_it):
+def promotion_of_a_person_everywhere():
     before = jax.config.jax_numpy_dtype_promotion
-    with as_a_person_has_it():
-        jax.config.update("jax_numpy_dtype_promotion", "standard")
-        yield
-        jax.config.update("jax_numpy_dtype_promotion", before)
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    yield
+    jax.config.update("jax_numpy_dtype_promotion", before)
