@@ -49,7 +49,7 @@ SOURCES: dict[str, Source] = {
     ),
     "omniglot-20way": Source(
         "o120-balanced-tenth",
-        "For about 20 classes: the best of our trainings there. Takes any number.",
+        "For about 20 classes, with a linear classifier. Takes any number.",
         OMNIGLOT,
         "beyond",
         ("o120-balanced-tenth-seed0", "o120-balanced-tenth-balanced-eval-seed0"),
