@@ -243,7 +243,7 @@ class FewShotConfig(Config):
     meta_rate_final: float = 0.0  # ε at the end, annealed linearly
     # Nesterov's, of the outer step.
     meta_momentum: float = dataclasses.field(default=0.0, metadata={"largest": 1})
-    # Classes at evaluation; other than ways unless the classifier is learned.
+    # Classes at evaluation; they may differ from ways unless the classifier is learned.
     eval_ways: int | None = None
     eval_batch: int = 5
     balanced_eval: bool = False  # every mini-batch of evaluation shows each class as often
@@ -252,7 +252,7 @@ class FewShotConfig(Config):
     query_shots: int = 1  # query images of each class at evaluation
     transductive: bool = False  # which of the two scores is this configuration's
     split: Literal["paper", "background"] = "paper"  # of Omniglot
-    mirrored: bool = False  # Omniglot's training classes are there mirrored as well, as others
+    mirrored: bool = False  # adds Omniglot's training classes mirrored, as other classes
     # Of the split of a folder of images into training and held-out classes.
     split_seed: int = dataclasses.field(default=0, metadata={"least": 0})
     test_fraction: float = 0.2  # of its classes that are held out

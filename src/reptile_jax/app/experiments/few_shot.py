@@ -126,7 +126,7 @@ def meta_rate_schedule(config: FewShotConfig) -> optax.Schedule:
 def meta_optimizer(config: FewShotConfig) -> optax.GradientTransformation:
     """The meta-optimiser of a configuration."""
     sgd = optax.sgd(meta_rate_schedule(config), config.meta_momentum or None, nesterov=True)
-    return sgd if config.classifier == "learned" else classifier_left_alone(sgd)
+    return classifier_left_alone(sgd) if config.classifier == "zero" else sgd
 
 
 def classifier_left_alone(
