@@ -23,13 +23,16 @@ def pages(results: Path, folder: Path, size: str) -> dict[Path, str]:
       folder: of the documentation.
       size: of the experiments in the comparison.
     """
-    speed, paper, comparison = (
-        folder / "results" / f"{name}.md" for name in ("speed", "paper", "reptile_and_maml")
+    speed, estimates, paper, recipes, comparison = (
+        folder / "results" / f"{name}.md"
+        for name in ("speed", "estimates", "paper", "recipes", "reptile_and_maml")
     )
     uses = [folder / "uses" / f"{name}.md" for name in uses_page.PAGES]
     found = {
         speed: speed_page.parts(results, speed),
+        estimates: speed_page.estimates(results, estimates),
         paper: paper_page.parts(results, paper),
+        recipes: paper_page.tried(results, recipes),
         comparison: comparison_page.parts(results, comparison, size),
         **{page: uses_page.parts(results, page) for page in uses},
         folder / "promises.md": attack.parts(results, folder / "promises.md"),

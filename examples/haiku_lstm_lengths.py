@@ -1,7 +1,8 @@
 """An LSTM in Haiku on sequences of unequal length: padded, with the lengths in the batch.
 
-Each task is a weighing of its own of a sequence's mean and its last number. The loss reads the
-LSTM's output at the last real step, so what the padding contains does not matter.
+A task's target is a weighted sum of a sequence's mean and its last number; each task has weights
+of its own. The loss reads the LSTM's output at the last real step, so what the padding contains
+does not matter.
 
     python examples/haiku_lstm_lengths.py [meta steps]
 """

@@ -1,7 +1,8 @@
 """LoRA adapters (Hu et al. 2021) on a frozen, pre-trained network in Flax NNX.
 
-The adapters are the parameters; the loss closes over the base. At the end, the script prints what
-memory a meta step of four tasks takes, so and with the base, frozen by Optax, as parameters.
+The adapters are the parameters; the loss closes over the base. At the end, the script prints
+the memory of a meta step of four tasks: so, and with the base among the parameters, frozen by
+Optax.
 
     python examples/nnx_lora_frozen_base.py [meta steps]
 """

@@ -1,4 +1,4 @@
-"""The parts of docs/results/paper.md, from the records of the paper's results."""
+"""The parts of docs/results/paper.md and recipes.md, from the records of the paper's results."""
 
 import itertools
 import math
@@ -44,7 +44,7 @@ _POLICIES = ("reset", "average", "carry")
 
 
 def parts(results: Path, page: Path) -> dict[str, str]:
-    """Every table with its record."""
+    """Every table of trainings with its record."""
     folder = results / "paper"
     arms = lambda name: records.newest(folder / f"{name}.json")
     written = {
@@ -54,9 +54,16 @@ def parts(results: Path, page: Path) -> dict[str, str]:
         "inner_opt_state": policies_table(arms("inner_opt_state")),
         "o15_tenth": scores_table(arms("o15_tenth")),
     }
-    found = {name: _part(text, folder / f"{name}.json", page) for name, text in written.items()}
+    return {name: _part(text, folder / f"{name}.json", page) for name, text in written.items()}
+
+
+def tried(results: Path, page: Path) -> dict[str, str]:
+    """Every table of what was tried, with its record."""
+    found = {}
     kinds = ("recipes_", "evaluations_", "lanes", "precision_")
-    for path in sorted(path for kind in kinds for path in folder.glob(f"{kind}*.json")):
+    for path in sorted(
+        path for kind in kinds for path in (results / "paper").glob(f"{kind}*.json")
+    ):
         record = records.read(path)
         table = tables.markdown(record["columns"], record["rows"])
         found[path.stem] = f"{table}\n\n{tables.source(record, path, page)}"
