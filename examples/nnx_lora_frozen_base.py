@@ -1,8 +1,7 @@
 """LoRA adapters (Hu et al. 2021) on a frozen, pre-trained network in Flax NNX.
 
-The adapters are the parameters; the loss closes over the base. At the end, the script prints
-the memory of a meta step of four tasks: so, and with the base among the parameters, frozen by
-Optax.
+The adapters are the parameters; the loss closes over the base. At the end, the script prints the
+memory of a meta step of four tasks: so, and with the base, frozen by Optax, as parameters.
 
     python examples/nnx_lora_frozen_base.py [meta steps]
 """

@@ -157,6 +157,13 @@ def test_a_task_may_have_a_start_of_its_own(given):
         score_given(tasks, start_fn=3, **how)
 
 
+def test_an_optimiser_state_for_other_parameters_is_refused():
+    """Of one number it would broadcast."""
+    for opt_state in (adam.init({"w": jnp.zeros(1)}), sgd.init(PARAMS)):
+        with pytest.raises(ValueError, match=r"its opt_state is .*, but that of this optimiser"):
+            score_given(stacked(2), opt_state=opt_state, optimizer=adam)
+
+
 def test_what_was_given_is_left_as_it_was():
     warm = adam.init(PARAMS)
     rj.evaluate(loss_fn, scores_of, adam, PARAMS, PLACES, KEY, num_tasks=2, opt_state=warm)
@@ -207,8 +214,8 @@ def stacked(num_tasks, weights=None):
     return tasks._replace(weight=weights)
 
 
-def score_given(tasks, score_fn=scores_of, **options):
-    return rj.evaluate(loss_fn, score_fn, sgd, PARAMS, tasks, **options)
+def score_given(tasks, score_fn=scores_of, optimizer=sgd, **options):
+    return rj.evaluate(loss_fn, score_fn, optimizer, PARAMS, tasks, **options)
 
 
 def place_of(params, task):
@@ -468,6 +475,14 @@ def test_the_spread_is_that_of_sorting_by_hand():
         assert found.quartiles["a"][[0, 2, 4], point].tolist() == [*ordered[::11]]
     assert found.worst_tenth["b"][0].shape == (2, 4)
     assert found.quartiles["b"][0].shape == (5, 2, 4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, bool, np.float16, jnp.bfloat16])
+def test_scores_of_any_type_have_a_spread(dtype):
+    scores = np.arange(40).reshape(20, 2).astype(dtype)
+    expected = rj.spread(scores.astype(np.float64))
+    for found, exact in zip(rj.spread(scores), expected, strict=True):
+        np.testing.assert_array_equal(found, exact, strict=True)
 
 
 def test_a_score_that_is_not_a_number_is_among_the_worst():

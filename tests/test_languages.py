@@ -124,8 +124,8 @@ def test_made_up_words_end_once(relaxed):
 
 @pytest.mark.slow
 def test_on_a_mesh_one_line_is_different_and_the_run_the_same(monkeypatch, capsys, relaxed):
-    own = {name: np.asarray(words(300, 5)[i]) for i, name in enumerate("AB")}
-    own |= {name: np.asarray(words(300, 5)[4]) for name in ("German", "Irish", "Italian")}
+    own = {name: np.asarray(words(400, 5)[i]) for i, name in enumerate("AB")}
+    own |= {name: np.asarray(words(400, 5)[4]) for name in ("German", "Irish", "Italian")}
     text = SCRIPT.read_text()
     line = "mesh=None,  # on many devices: rj.task_mesh()"
     assert text.count(line) == 1

@@ -1,5 +1,6 @@
 """However the tasks run, and whatever is wrong with some of them, the mean is the same."""
 
+import dataclasses
 import functools
 
 import chex
@@ -122,8 +123,49 @@ def test_a_gradient_a_state_or_a_loss_that_alone_overflows_is_left_out(inner_opt
         tasks = small.copy()
         tasks[1, 0, overflows] = 10  # 3e39, which float32 does not hold
         after, info = learner.step(state, rj.Task(tasks))
-        np.testing.assert_array_equal(info.finite, [True, False, True])
-        chex.assert_trees_all_close(after, expected, rtol=1e-6)
+        counts = inner_opt_state == "reset" and overflows == 1  # a state that is thrown away
+        np.testing.assert_array_equal(info.finite, [True, counts, True])
+        if not counts:
+            chex.assert_trees_all_close(after, expected, rtol=1e-6)
+
+
+def test_a_model_state_that_is_reset_may_be_anything():
+    loss_fn = lambda params, state, batch: (jnp.mean((params - batch) ** 2), state / 0)
+    options = {"inner_opt_state": "reset", "donate": False}
+    for policy, counts in (("reset", True), ("average", False)):
+        gradient = rj.reptile(loss_fn, optax.sgd(0.1))
+        learner = rj.meta_learner(gradient, optax.sgd(1.0), model_state=policy, **options)
+        state = learner.init(jnp.ones(()), jnp.ones(()))
+        after, info = learner.step(state, rj.Task(jnp.zeros((2, 1, 3))))
+        assert info.finite.tolist() == [counts] * 2
+        np.testing.assert_allclose(after.params, 0.8 if counts else 1.0, rtol=1e-6)
+        assert after.model_state == 1
+
+
+@pytest.mark.parametrize("weight", [jnp.ones(1), jnp.ones(3), [1.0]])
+def test_a_drawn_task_has_one_weight(weight):
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Weighted:
+        def sample(self, key):
+            return rj.Task(jax.random.normal(key, (3, 2)), weight=weight)
+
+    loss_fn = lambda params, batch: jnp.mean((params - batch) ** 2)
+    learner = rj.meta_learner(rj.reptile(loss_fn, optax.sgd(0.1)), optax.sgd(1.0))
+    state, how = learner.init(jnp.ones(())), (Weighted(), jax.random.key(0))
+    message = "a drawn task's weight is one number, got shape"
+    with pytest.raises(ValueError, match=message):
+        rj.meta_steps(learner, state, *how, num_steps=1, meta_batch=2)
+    with pytest.raises(ValueError, match=message):
+        rj.evaluate(loss_fn, lambda *_: 0.0, optax.sgd(0.1), jnp.ones(()), *how, num_tasks=3)
+
+
+def test_a_float16_gradient_has_a_norm():
+    loss_fn = lambda params, batch: jnp.sum(params * batch)
+    learner = rj.meta_learner(rj.reptile(loss_fn, optax.sgd(1.0)), optax.sgd(1e-3))
+    tasks = rj.Task(jnp.full((2, 1, 4), 300, jnp.float16))
+    _, info = learner.step(learner.init(jnp.ones(4, jnp.float16)), tasks)
+    assert info.gradient_norm == np.float32(600)
 
 
 @pytest.mark.usefixtures("x64")

@@ -205,11 +205,11 @@ def mini_batch(**changed):
         ([mini_batch()] * 3, r"the mini-batches end after 13 of 23 inner steps"),
         (
             [mini_batch(), mini_batch(targets=np.zeros((3, 2), np.float32))],
-            r"mini-batch 11 is .*\(\(3, 2\), dtype\('float32'\)\).*, but the first one was .*"
-            r"\(\(4, 2\), .*: give all the same structure, shapes and dtypes",
+            r"mini-batch 11 is .*'float32\[3, 2\]'\), but the first one was .*'float32\[4, 2\]'\): "
+            "give all the same structure, shapes and dtypes",
         ),
-        ([mini_batch(inputs=np.zeros((4, 3), np.int8))], r"mini-batch 10 is .*dtype\('int8'\)"),
-        ([{"inputs": 0}], r"mini-batch 10 is \(PyTreeDef\({'inputs'"),
+        ([mini_batch(inputs=np.zeros((4, 3), np.int8))], r"mini-batch 10 is .*'int8\[4, 3\]'"),
+        ([{"inputs": 0}], r"mini-batch 10 is {'inputs': 'int32\[\]'}, but"),
         (iter(lambda: 1 / 0, 1), "division by zero"),
     ],
 )
@@ -295,6 +295,20 @@ def test_a_meta_step_is_that_of_whole_tasks(sibling, policy):
     chex.assert_trees_all_close(*states, rtol=1e-4, atol=1e-6)
     chex.assert_trees_all_close(infos[1].losses[:, -1], infos[0].losses[:, -1], rtol=1e-4)
     assert infos[1].losses.shape == (3, 2 if sibling is rj.foml else 1)
+
+
+@pytest.mark.parametrize("aux", [False, True])
+def test_foml_of_streamed_tasks_takes_what_a_loss_returns_besides(aux):
+    error = lambda params, batch: jnp.mean((params - batch) ** 2)
+    with_aux = lambda params, batch: (error(params, batch), {"mean": jnp.mean(params)})
+    sgd, loss = optax.sgd(0.1), with_aux if aux else error
+    task, _ = run(rj.start_task(sgd, jnp.ones(3)), [np.zeros(3)] * 2, 2, 2, sgd, loss)
+    learner = rj.meta_learner(rj.foml(loss, sgd), optax.sgd(1.0))
+    tasks = rj.streamed(rj.Task(task, np.zeros(3, np.float32), weight=2.0))
+    assert tasks.weight.tolist() == [2.0]
+    state, info = learner.step(learner.init(jnp.ones(3)), tasks)
+    np.testing.assert_allclose(state.params, 1 - (1 - 1 / 15) ** 2 / 15, rtol=1e-6)
+    assert (info.losses.shape, info.aux) == ((1, 2), None)
 
 
 def test_a_task_that_has_diverged_is_left_out():

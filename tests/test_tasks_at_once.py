@@ -42,6 +42,15 @@ def test_the_platforms_number(compile_for, params, batch, number, on_tpu):
         assert run() == expected
 
 
+def test_every_step_of_a_repeated_support_takes_all_of_it(compile_for):
+    compile_for("tpu")
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    number = lambda support: by_platform(lambda at_once: at_once, 64, shape(100), support)()
+    pictures = 50, 28, 28, 1
+    assert number(rj.tasks.Repeated(shape(*pictures), 3)) == number(shape(3, *pictures))
+    assert number(rj.tasks.Repeated(shape(*pictures), 3)) != number(shape(*pictures))
+
+
 def meta_step(platform, compile_for, **how):
     compile_for(platform)
     gradient = rj.reptile(LOSS, optax.sgd(0.1, momentum=0.9))

@@ -1,6 +1,7 @@
 """Runs of many meta steps are the same however they are cut, compile once, and compile well."""
 
 import copy
+import dataclasses
 import pickle
 import re
 
@@ -150,6 +151,7 @@ def test_a_state_that_is_used_up_says_so(learner, tmp_path):
         lambda: train(state),
         lambda: rj.meta_steps(learner, state, sinusoids(), KEY, num_steps=2, meta_batch=3),
         lambda: learner.step(state, tasks),
+        lambda: learner.init(params),
         lambda: checkpoint.save(tmp_path, state),
         lambda: rj.evaluate(
             loss_fn, lambda *_: 0.0, optax.sgd(0.1), params, sinusoids(), KEY, num_tasks=2
@@ -188,6 +190,38 @@ def test_a_distribution_that_is_no_pytree_of_arrays_is_told_how_to_be_one(learne
     loss_fn, params = squared_error(MLP((8, 1)).apply), start(learner).params
     with pytest.raises(TypeError, match=message):
         rj.evaluate(loss_fn, lambda *_: 0.0, optax.sgd(0.1), params, waves, KEY, num_tasks=2)
+
+
+def test_what_is_drawn_from_is_on_the_device_once(learner, monkeypatch):
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Shifted:
+        by: np.ndarray
+
+        def sample(self, key):
+            task = sinusoids().sample(key)
+            return task._replace(query=self.by)
+
+    given, state, seen = Shifted(np.ones((1, 1), np.float32)), start(learner), []
+    run = training.meta_steps
+    spy = lambda *args, **how: seen.append(args[2].by) or run(*args, **how)
+    monkeypatch.setattr(training, "meta_steps", spy)
+    for _ in rj.train(learner, state, given, KEY, until=3, meta_batch=1, steps_per_dispatch=1):
+        pass
+    assert isinstance(seen[0], jax.Array)
+    assert seen[0] is seen[1] is seen[2]
+
+
+def test_tasks_that_are_no_distribution_are_told_where_to_go(learner):
+    tasks = jax.vmap(sinusoids().sample)(jax.random.split(KEY, 2))
+    with pytest.raises(TypeError, match=r"got Task: learner\.step and rj\.evaluate take a Task"):
+        rj.train(learner, start(learner), tasks, KEY, until=1, meta_batch=2)
+
+
+def test_parameters_of_float64_are_taken_as_jax_takes_them(learner):
+    params = jax.tree.map(np.float64, jax.device_get(start(learner).params))
+    taken = learner.init(params).params
+    assert {leaf.dtype for leaf in jax.tree.leaves(taken)} == {np.dtype("float32")}
 
 
 def test_an_evaluation_names_what_is_no_task():

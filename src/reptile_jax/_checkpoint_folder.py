@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from reptile_jax._checksums import first_line, has_checksums, remove_checksums
+from reptile_jax._checksums import has_checksums, remove_checksums
 
 LEAVES = "reptile_jax.json"  # written first: it tells a checkpoint from a folder of the user's
 
@@ -107,3 +107,11 @@ def is_free(place: Any) -> bool:
 
 def _is_checkpoint(place: Any) -> bool:
     return (place / LEAVES).exists() or has_checksums(place, of=LEAVES)
+
+
+def first_line(error: Exception) -> str:
+    """What an error of the file system, or of Orbax, comes down to."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

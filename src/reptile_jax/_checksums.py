@@ -28,7 +28,7 @@ def write_checksums(place: Any) -> None:
 
 
 def has_checksums(place: Any, of: str = "") -> bool:
-    """Whether there are checksums, damaged or not, and among them one of `of`, if it is given."""
+    """Whether there are checksums and, if `of` is given, whether they include that file."""
     sums = place / _SUMS
     if of:
         return sums.is_file() and of.encode() in sums.read_bytes()
@@ -52,7 +52,7 @@ def check_whole(place: Any) -> None:
     except PermissionError:
         raise
     except OSError as error:
-        raise Damaged(f"the checkpoint {place} is damaged ({first_line(error)})") from error
+        raise Damaged(f"the checkpoint {place} is damaged ({error.strerror or error})") from error
     if bad := sorted(name for name, value in sums.items() if now.get(name) != value):
         kind = "missing" if bad[0] != _SUMS and bad[0] not in now else "changed"
         raise Damaged(f"the checkpoint {place} is damaged ({bad[0]} is {kind})")
@@ -76,11 +76,3 @@ def _sum(path: Any) -> int:
         while piece := file.read(1 << 20):
             value = zlib.crc32(piece, value)
     return value
-
-
-def first_line(error: Exception) -> str:
-    """What an error of the file system, or of Orbax, comes down to."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]

@@ -1,9 +1,9 @@
 """Many devices: the tasks of a meta-batch are divided over the axis "tasks" of a mesh.
 
 Each part of the axis runs its own tasks and sums over them; one all-reduce per meta step adds up
-the sums, and nothing is gathered. The state, the task distribution and what a meta step reports are
-the same along this axis. Other axes of the mesh are the model's: arrays keep the sharding over them
-that they come with, and the compiler divides the computation by it.
+the sums. Only an evaluation gathers, its scores. The state, the task distribution and what a meta
+step reports are the same along this axis. Other axes of the mesh are the model's: arrays keep the
+sharding over them that they come with, and the compiler divides the computation by it.
 """
 
 import functools
@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from reptile_jax._state_checks import check_usable
 
 AXIS = "tasks"
 
@@ -39,8 +41,7 @@ def parts(mesh: Mesh | None) -> int:
 
 def as_arrays(tree: Tree) -> Tree:
     """The tree with JAX arrays, of the dtypes that its leaves have."""
-    dtype = lambda leaf: getattr(leaf, "dtype", None) or jnp.result_type(leaf)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype(leaf)), tree)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), tree)
 
 
 def owned(tree: Tree, mesh: Mesh | None) -> Tree:
@@ -168,6 +169,35 @@ def kept(tree: Tree, placed: Placement | None) -> Tree:
     if placed is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, jax.tree.unflatten(*placed))
+
+
+def jitted(step: Callable, mesh: Mesh | None, *, donate: bool) -> Callable:
+    """The step of a learner, compiled, with an error in words for a state that is used up.
+
+    On a mesh with axes of the model's, the state that it returns is divided as the one it takes.
+    """
+
+    @functools.cache  # for most states there is one
+    def compiled(placed):
+        def meta_step(state, tasks):
+            state, info = step(state, tasks)
+            return kept(state, placed), info
+
+        return jax.jit(meta_step, donate_argnums=0 if donate else ())
+
+    @functools.wraps(compiled(None))
+    def checked(state, tasks):
+        check_usable(state, donated=donate)
+        return compiled(placement(state, mesh))(state, tasks)
+
+    def lower(state, tasks):
+        return compiled(placement(state, mesh)).lower(state, tasks)
+
+    def trace(state, tasks):
+        return compiled(placement(state, mesh)).trace(state, tasks)
+
+    vars(checked).update(lower=lower, trace=trace)  # as a jitted function has
+    return checked
 
 
 def _is_tracer(leaf: Any) -> bool:

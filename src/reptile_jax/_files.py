@@ -1,4 +1,4 @@
-"""Files that people name: only regular files are opened, and none larger than it can be."""
+"""Opens files that users name: regular files only, up to a size limit."""
 
 import io
 import os

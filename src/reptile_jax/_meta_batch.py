@@ -67,7 +67,8 @@ def mean_over_tasks(
 ) -> TaskMean:
     """Runs `compute` on every task and takes the weighted mean.
 
-    A task whose losses, gradient, states or weight are not all finite does not count.
+    A task counts only if its losses, gradient and weight are finite, and its states as well, unless
+    their policy is "reset".
 
     Args:
       compute: `(params, opt_state, task) -> TaskGradient`; `model_state` follows if there is one.
@@ -140,9 +141,10 @@ def _run_one(compute, policies: Inner, shared, inner: Inner, task, is_real):
     result = compute(params, inner.opt_state, task, *stateful)
     task_weight = 1.0 if task.weight is None else task.weight
     task_weight = jnp.asarray(task_weight, jnp.result_type(float))  # float64 where enabled
-    finite = _all_finite(result._replace(aux=None)) & jnp.isfinite(task_weight)
-    weight = jnp.where(is_real & finite & (task_weight > 0), task_weight, 0)
     ended = Inner(None if inner.opt_state is None else result.opt_state, result.model_state)
+    lasting = tuple(part for part, how in zip(ended, policies, strict=True) if how != "reset")
+    finite = _all_finite((result.gradient, result.losses, task_weight, lasting))
+    weight = jnp.where(is_real & finite & (task_weight > 0), task_weight, 0)
     averaged = (_only("average", policies, state) for state in (inner, ended))
     inner_sum = _weighted(weight, _with_counts_from(*averaged))
     carried = select(weight > 0, ended, inner)
@@ -218,6 +220,11 @@ def _all_finite(tree) -> jax.Array:
     return jnp.all(jnp.stack(leaves))
 
 
+def norm(tree) -> jax.Array:
+    """The norm of all leaves together, in float32 at least: in float16 squares soon overflow."""
+    return optax.tree.norm(jax.tree.map(_wide, tree))
+
+
 def select(condition, tree, other):
     """Selects rather than multiplies: a NaN that is not chosen leaves no trace."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), tree, other)
@@ -255,10 +262,14 @@ def _with_counts_from(start, ended):
 
 def _weighted(weight, tree):
     def weigh(leaf):
-        leaf = leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf
+        leaf = _wide(leaf)
         return jnp.where(weight > 0, weight.astype(leaf.dtype) * leaf, 0)
 
     return jax.tree.map(weigh, tree)
+
+
+def _wide(leaf):
+    return leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf
 
 
 def _divide(total, weight, like):

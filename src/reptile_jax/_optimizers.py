@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from reptile_jax._types import MetaState, Optimizer, OptState, Params
+from reptile_jax._values import same_shapes
 
 
 def step(
@@ -44,7 +45,7 @@ def step(
         grads, state, params, value=loss, grad=grads, **functions
     )
     problem = None
-    if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, params):
+    if not same_shapes(updates, params):
         problem = (
             "the optimiser's updates are not of the parameters' shapes: one that takes a gradient "
             "for every example, such as dpsgd, gets the gradient of the mean loss here"

@@ -1,17 +1,14 @@
-"""Whether a state can be used: by this learner, and still.
+"""Checks that a state belongs to this learner and has not been donated.
 
-A compiled program takes the memory of the state that is donated to it, and can tell neither.
+Compiled programs check neither.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from reptile_jax._devices import Mesh, kept, placement
 from reptile_jax._types import MetaState, TaskState
+from reptile_jax._values import kind, same_shapes
 
 
 def check_own(
@@ -23,43 +20,13 @@ def check_own(
     made_by: str = "learner.init(params)",
 ) -> None:
     """Raises a ValueError unless a part of the state is of the optimiser, for its parameters."""
-    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
     given, expected = getattr(state, part), jax.eval_shape(optimizer.init, state.params)
-    if jax.tree.flatten(shapes(given)) != jax.tree.flatten(shapes(expected)):
+    if not same_shapes(given, expected):
         raise ValueError(
-            f"this state is of another {whose}: its {part} is {shapes(given)!s:.200}, but that of "
-            f"this {what} is {shapes(expected)!s:.200}. Use the {whose} that made it, or start "
+            f"this state is of another {whose}: its {part} is {kind(given)!s:.200}, but that of "
+            f"this {what} is {kind(expected)!s:.200}. Use the {whose} that made it, or start "
             f"from {made_by}."
         )
-
-
-def jitted(step: Callable, mesh: Mesh | None, *, donate: bool) -> Callable:
-    """The step of a learner, compiled, with an error in words for a state that is used up.
-
-    On a mesh with axes of the model's, the state that it returns is divided as the one it takes.
-    """
-
-    @functools.cache  # for most states there is one
-    def compiled(placed):
-        def meta_step(state, tasks):
-            state, info = step(state, tasks)
-            return kept(state, placed), info
-
-        return jax.jit(meta_step, donate_argnums=0 if donate else ())
-
-    @functools.wraps(compiled(None))
-    def checked(state, tasks):
-        check_usable(state, donated=donate)
-        return compiled(placement(state, mesh))(state, tasks)
-
-    def lower(state, tasks):
-        return compiled(placement(state, mesh)).lower(state, tasks)
-
-    def trace(state, tasks):
-        return compiled(placement(state, mesh)).trace(state, tasks)
-
-    vars(checked).update(lower=lower, trace=trace)  # as a jitted function has
-    return checked
 
 
 def check_usable(state: Any, *, donated: bool = False) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 from jax import lax
 
+from reptile_jax._types import Repeated
+
 # What a task brings to an inner step on a TPU: θ, and activations of some 16 times its mini-batch.
 _TPU_BYTES, _ACTIVATIONS = 24 * 2**20, 16
 
@@ -23,9 +25,10 @@ def by_platform(run: Callable[..., Any], number: int, params: Any, support: Any)
     Args:
       run: the result must not depend on `at_once`, but for rounding.
       number: the tasks; none of the numbers at once is larger.
-      params, support: the shapes of θ and of one task's support set, led by `[steps]`.
+      params, support: the shapes of θ and of one task's support set: leaves led by `[steps]`, or
+        `Repeated`, all of which an inner step takes.
     """
-    steps = len(jax.tree.leaves(support)[0])
+    steps = 1 if isinstance(support, Repeated) else len(jax.tree.leaves(support)[0])
     task = _bytes(params) + _ACTIVATIONS * _bytes(support) / max(steps, 1)
     on_tpu = 2 ** int(math.log2(max(1, _TPU_BYTES / max(task, 1))))  # rows come in powers of two
     sizes = {"cpu": 1, "tpu": on_tpu}

@@ -25,10 +25,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from reptile_jax._checkpoint_folder import (
     LEAVES,
@@ -36,13 +34,27 @@ from reptile_jax._checkpoint_folder import (
     check_path,
     check_room,
     finished,
+    first_line,
     is_free,
     located,
     remove,
     set_aside,
     steps,
 )
-from reptile_jax._checksums import Damaged, check_whole, first_line, write_checksums
+from reptile_jax._checkpoint_leaves import (
+    as_leaf,
+    described,
+    differences,
+    divided_as,
+    equal,
+    named_leaves,
+    numbered,
+    of_all_processes,
+    on_this_host,
+    size_of,
+    target,
+)
+from reptile_jax._checksums import Damaged, check_whole, write_checksums
 from reptile_jax._state_checks import check_usable
 from reptile_jax._types import MetaState, TaskState
 
@@ -78,15 +90,15 @@ def save(folder: Path | str, state: MetaState | TaskState) -> None:
         raise TypeError(f"save takes a learner's or a task's state, got {type(state).__name__}.")
     check_usable(state)
     check_path(folder)
-    state = jax.tree.map(_of_all_processes, state)
+    state = jax.tree.map(of_all_processes, state)
     if jax.process_index() and isinstance(state, MetaState):
         return
     place = located(folder)
-    step, leaves = int(state.step), _leaves(state)
+    step, leaves = int(state.step), named_leaves(state)
     if _is_saved(place, step, leaves):
         return
     try:
-        check_room(place, _size(leaves))
+        check_room(place, size_of(leaves))
         for unfinished in set(steps(place)) - set(finished(place)):
             remove(place / str(unfinished))
         _write(place / str(step), leaves)
@@ -121,7 +133,7 @@ def restore(
     place = located(folder)
     if not place.is_dir():
         raise FileNotFoundError(f"there is no checkpoint folder {place}.")
-    there, leaves = finished(place), _leaves(jax.tree.map(_on_this_host, like))
+    there, leaves = finished(place), named_leaves(jax.tree.map(on_this_host, like))
     if not there:
         raise FileNotFoundError(f"there is no checkpoint in {place}.")
     for step in reversed(there):
@@ -129,7 +141,7 @@ def restore(
             check_whole(place / str(step))
             read = _read(place / str(step), leaves).values()
             state = jax.tree.unflatten(jax.tree.structure(like), read)
-            return jax.tree.map(_divided_as, state, like)
+            return jax.tree.map(divided_as, state, like)
         except Damaged as damage:
             on_damage(f"{damage}; going back to the one before it.")
     raise ValueError(f"every checkpoint in {place} is damaged.")
@@ -140,17 +152,18 @@ def _is_saved(folder: Any, step: int, leaves: Mapping[str, Any]) -> bool:
     for other in finished(folder):
         try:
             check_whole(folder / str(other))
-            there = _read(folder / str(other), leaves) if other >= step else None
+            if other < step:
+                continue
+            there = _read(folder / str(other), leaves)
         except Damaged:
             set_aside(folder, other)
             continue
-        if other == step and there is not None and _equal(there, leaves):
+        if other == step and equal(there, leaves):
             return True
-        if there is not None:
-            raise FileExistsError(
-                f"{folder} has a checkpoint of step {other}, so that of step {step} cannot be "
-                "saved there: go on from it with restore, or give another folder."
-            )
+        raise FileExistsError(
+            f"{folder} has a checkpoint of step {other}, so that of step {step} cannot be saved "
+            "there: go on from it with restore, or give another folder."
+        )
     place = folder / str(step)
     if not is_free(place):
         raise FileExistsError(
@@ -162,14 +175,14 @@ def _is_saved(folder: Any, step: int, leaves: Mapping[str, Any]) -> bool:
 
 def _write(place: Any, leaves: Mapping[str, Any]) -> None:
     place.mkdir(exist_ok=True)
-    described = {path: _described(leaf) for path, leaf in leaves.items()}
-    (place / LEAVES).write_text(json.dumps(described, indent=2))
+    words = {path: described(leaf) for path, leaf in leaves.items()}
+    (place / LEAVES).write_text(json.dumps(words, indent=2))
     if jax.process_index():  # Orbax writes a process's own arrays in the first process alone
         with (place / _OWN_ARRAYS).open("wb") as file:
-            np.savez(file, **_numbers(leaves))
+            np.savez(file, **numbered(leaves))
     else:
         with _no_word_of_merging(), _orbax() as orbax:
-            orbax.save(absolute(place / _ARRAYS), args=ocp.args.StandardSave(_numbers(leaves)))
+            orbax.save(absolute(place / _ARRAYS), args=ocp.args.StandardSave(numbered(leaves)))
     write_checksums(place)
 
 
@@ -177,12 +190,12 @@ def _read(place: Any, like: Mapping[str, Any]) -> dict[str, jax.Array]:
     """The leaves of a checkpoint that is whole, by their paths."""
     try:
         found = json.loads((place / LEAVES).read_text())
-        differences = _differences(found, {path: _described(leaf) for path, leaf in like.items()})
-        if not differences:
+        odd = differences(found, {path: described(leaf) for path, leaf in like.items()})
+        if not odd:
             ordered = {path: like[path] for path in found}
-            arrays = _read_arrays(place, jax.tree.map(_target, _numbers(ordered)))
+            arrays = _read_arrays(place, jax.tree.map(target, numbered(ordered)))
             read = {
-                path: _as_leaf(arrays.get(str(number)), leaf)
+                path: as_leaf(arrays.get(str(number)), leaf)
                 for number, (path, leaf) in enumerate(ordered.items())
             }
             return {path: read[path] for path in like}
@@ -193,10 +206,10 @@ def _read(place: Any, like: Mapping[str, Any]) -> dict[str, jax.Array]:
             f"the checkpoint {place} is as it was written, but this version cannot read it: "
             f"{first_line(error)}"
         ) from error
-    more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+    more = f"; and {len(odd) - 3} more" if len(odd) > 3 else ""
     raise ValueError(
         f"the checkpoint {place} is of another model or another version: "
-        f"{'; '.join(differences[:3])}{more}."
+        f"{'; '.join(odd[:3])}{more}."
     )
 
 
@@ -207,108 +220,6 @@ def _read_arrays(place: Any, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[st
             return {name: put(name, to) for name, to in wanted.items()}
     with _orbax() as orbax:
         return orbax.restore(absolute(place / _ARRAYS), args=ocp.args.StandardRestore(wanted))
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-    """The leaves by their paths, in the tree's order."""
-    leaves = {}
-    for keys, leaf in jax.tree.leaves_with_path(tree):
-        path = jax.tree_util.keystr(keys).removeprefix(".")
-        while path in leaves:  # nodes of the user's own may name two alike
-            path += "'"
-        leaves[path] = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
-    return leaves
-
-
-def _described(leaf: Any) -> str:
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
-def _differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
-    return [
-        f"{path} is {found.get(path, 'missing')}, expected {expected.get(path, 'nothing')}"
-        for path in sorted(found.keys() | expected.keys())
-        if found.get(path) != expected.get(path)
-    ]
-
-
-def _numbers(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """What Orbax stores, by the number of the leaf: keys as words, and no empty array."""
-    return {str(n): _words(leaf) for n, leaf in enumerate(leaves.values()) if leaf.size}
-
-
-def _size(leaves: Mapping[str, Any]) -> int:
-    return sum(array.size * array.dtype.itemsize for array in _numbers(leaves).values())
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _words(leaf: Any) -> Any:
-    """An array, or its shape, with random keys as the words that they consist of."""
-    if not isinstance(leaf, jax.Array):
-        shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        return jax.eval_shape(jax.random.key_data, shape) if _is_key(leaf) else leaf
-    several = jax.process_count() > 1  # Orbax takes arrays of all processes, or of none
-    if _is_key(leaf):
-        leaf = jax.random.key_data(leaf.addressable_data(0) if several else leaf)
-    return np.asarray(leaf) if several else leaf
-
-
-def _as_leaf(words: jax.Array | None, like: Any) -> jax.Array:
-    """The reverse of `_words`; None is an empty array."""
-    if words is None:
-        shape = _words(like)
-        words = jnp.zeros(shape.shape, shape.dtype)
-    if not _is_key(like):
-        return words
-    kind = jax.random.key_impl(jnp.empty((), like.dtype))  # `like` may be a shape
-    return jax.random.wrap_key_data(words, impl=kind)
-
-
-def _target(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and where to put a leaf: on this machine's devices, not the writer's."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    sharding = getattr(leaf, "sharding", None)
-    of_this_process = sharding is not None and sharding.is_fully_addressable
-    return jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=sharding if of_this_process else here
-    )
-
-
-def _is_divided_over_processes(leaf: Any) -> bool:
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is None or sharding.is_fully_addressable:
-        return False
-    return not sharding.is_fully_replicated
-
-
-def _of_all_processes(leaf: Any) -> Any:
-    """On this host, what is divided over processes; all of them call this."""
-    if not _is_divided_over_processes(leaf):
-        return leaf
-    return multihost_utils.process_allgather(leaf, tiled=True)
-
-
-def _on_this_host(leaf: Any) -> Any:
-    """The shape of what is divided over processes, to be read into this host's memory."""
-    if not _is_divided_over_processes(leaf):
-        return leaf
-    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host)
-
-
-def _divided_as(leaf: jax.Array, like: Any) -> jax.Array:
-    if not _is_divided_over_processes(like):
-        return leaf
-    return jax.make_array_from_callback(leaf.shape, like.sharding, np.asarray(leaf).__getitem__)
-
-
-def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether all leaves are the same, bit for bit."""
-    bits = lambda leaf: np.asarray(_words(leaf)).tobytes()
-    return all(bits(one[path]) == bits(leaf) for path, leaf in other.items())
 
 
 def _orbax() -> ocp.Checkpointer:

@@ -71,7 +71,8 @@ def spread(scores: Any, *, worst: Literal["lowest", "highest"] = "lowest") -> Sp
         raise ValueError(f'worst is "lowest" or "highest", got {worst!r:.80}.')
     number = _checks.check_leading_axis(scores, "tasks", "scores")
     sign, few = 1 if worst == "highest" else -1, -(-number // 10)
-    of_each = lambda function: jax.tree.map(lambda leaf: function(np.asarray(leaf)), scores)
+    scores = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), scores)
+    of_each = lambda function: jax.tree.map(function, scores)
     return Spread(
         mean=of_each(lambda leaf: leaf.mean(0)),
         worst_tenth=of_each(lambda leaf: sign * np.sort(sign * leaf, 0)[-few:].mean(0) + 0.0),

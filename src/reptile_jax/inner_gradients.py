@@ -127,7 +127,9 @@ def foml(loss_fn: LossFn, inner_optimizer: Optimizer) -> MetaGradient:
         )
         delta = jax.tree.map(jnp.subtract, before.params, after.params)
         join = lambda *leaves: jnp.concatenate(leaves)
-        losses, aux = jax.tree.map(join, (before.losses, before.aux), (after.losses, after.aux))
+        losses, aux = join(before.losses, after.losses), None
+        if before.aux is not None:  # of a task that was streamed, it is not known any more
+            aux = jax.tree.map(join, before.aux, after.aux)
         return TaskGradient(delta, after.opt_state, losses, after.model_state, aux)
 
     return MetaGradient(inner_optimizer.init, compute)

@@ -26,11 +26,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from reptile_jax import _checks, _optimizers, _state_checks
-from reptile_jax._devices import Mesh, as_arrays, automatic, in_auto_axes, owned
-from reptile_jax._meta_batch import Inner, mean_over_tasks, select
+from reptile_jax import _checks, _optimizers
+from reptile_jax._devices import Mesh, as_arrays, automatic, in_auto_axes, jitted, owned
+from reptile_jax._meta_batch import Inner, mean_over_tasks, norm, select
 from reptile_jax._types import (
     Adapted,
     Batches,
@@ -142,7 +141,8 @@ def meta_step(
     """One meta step over a meta-batch of tasks: the last line of the algorithm. Pure.
 
     `tasks` is a `Task` with leaves led by `[tasks]`: support `[tasks, steps, batch, ...]`. The mean
-    leaves out tasks with a loss or gradient that is not finite; if none is left, only `state.step`
+    leaves out tasks with a loss, a gradient, a weight or, unless it is reset, a state that is not
+    finite, and those with a weight that is not positive; if none is left, only `state.step`
     changes. Options are those of `meta_learner`; leading axes that disagree, or a missing query
     set, raise a ValueError.
     """
@@ -152,7 +152,7 @@ def meta_step(
     params, opt_state = _optimizers.outer_step(meta_optimizer, mean.gradient, mean.loss, state)
     moved = MetaState(params, opt_state, mean.inner.opt_state, state.step, mean.inner.model_state)
     state = select(mean.weight > 0, moved, state)._replace(step=state.step + 1)
-    return state, MetaInfo(mean.losses, mean.finite, optax.tree.norm(mean.gradient), mean.aux)
+    return state, MetaInfo(mean.losses, mean.finite, norm(mean.gradient), mean.aux)
 
 
 def meta_learner(
@@ -177,8 +177,8 @@ def meta_learner(
       model_state: the same of a model's state, whose first is what `init` is given.
       tasks_at_once: how many tasks run side by side under `vmap`, on each device; the rest follow
         in a scan, with the same result to rounding. By default one (CPU), all (GPU), some (TPU).
-      mesh: of `task_mesh()`, or any with an axis named "tasks", which divides each meta-batch, with
-        the same result to rounding. Over its other axes a state stays divided as it comes.
+      mesh: from `task_mesh()`, or any mesh with an axis "tasks": divides each meta-batch, with the
+        same result to rounding. Over its other axes a state stays divided as it comes.
       donate: `step` reuses the memory of the state that it takes, which cannot be used afterwards.
 
     Returns `MetaLearner(init, step)`: `init(params)`, or `init(params, model_state)`, copies them;
@@ -190,11 +190,11 @@ def meta_learner(
     how = _checks.check_meta_learner(meta_gradient, meta_optimizer, **how)
 
     def init(params: Params, model_state: Any = None) -> MetaState:
-        _checks.check_params(params)
+        _checks.check_start(params, model_state)
         params, model_state = as_arrays((params, model_state))
         inner = None if inner_opt_state == "reset" else meta_gradient.init(params)
         first = MetaState(params, meta_optimizer.init(params), inner, jnp.int32(0), model_state)
         return owned(first, automatic(mesh))
 
     step = partial(meta_step, meta_gradient, meta_optimizer, **how)
-    return MetaLearner(init, _state_checks.jitted(step, mesh, donate=donate), automatic(mesh))
+    return MetaLearner(init, jitted(step, mesh, donate=donate), automatic(mesh))

@@ -33,6 +33,7 @@ from reptile_jax._types import (
     Task,
     TaskState,
 )
+from reptile_jax._values import kind
 from reptile_jax.reptile import inner_loop
 
 
@@ -58,8 +59,7 @@ def start_task(
       ValueError: for arrays that were donated, and for a model that is divided over processes.
     """
     _checks.check_optimizer(optimizer)
-    _checks.check_params(params)
-    check_usable((params, opt_state, model_state))
+    _checks.check_start(params, opt_state, model_state)
     given = as_arrays((params, opt_state, model_state))
     params, opt_state, model_state = jax.tree.map(lambda x: jnp.copy(on_one_part(x)), given)
     opt_state = optimizer.init(params) if opt_state is None else opt_state
@@ -90,7 +90,7 @@ def stream(
     To go on with a task that was saved, give its state and an iterator that begins with mini-batch
     number `state.step`. With the same `steps_per_dispatch` the task then ends as one that never
     stopped, bit for bit: dispatches end at multiples of it. The iterator is ahead of the state that
-    is yielded, so that a position of its own is not the task's.
+    is yielded, so do not save the iterator's own position: use `state.step`.
 
     Args:
       loss_fn, optimizer: as in `inner_loop`. Make them once: each has its own compiled program.
@@ -162,12 +162,12 @@ def _block(
     """The mini-batches of the steps up to `end`; `kinds` is that of the first, or empty before."""
     given = list(itertools.islice(batches, end - step))
     if not kinds:
-        kinds.extend(map(_kind, given[:1]))
+        kinds.extend(map(kind, given[:1]))
     problem = None
     for at, batch in enumerate(given, step):
-        if _kind(batch) != kinds[0]:
+        if kind(batch) != kinds[0]:
             problem = (
-                f"mini-batch {at} is {_kind(batch)}, but the first one was {kinds[0]}: give all "
+                f"mini-batch {at} is {kind(batch)!s}, but the first one was {kinds[0]!s}: give all "
                 "the same structure, shapes and dtypes, with rj.tasks.Masked where sizes differ"
             )
     if problem is None and len(given) < end - step:
@@ -182,13 +182,6 @@ def _block(
 
 def _stack(*leaves: Any) -> Any:
     return (jnp if isinstance(leaves[0], jax.Array) else np).stack(leaves)
-
-
-def _kind(batch: Examples) -> tuple[Any, ...]:
-    """What all mini-batches have in common."""
-    leaves, treedef = jax.tree.flatten(batch)
-    dtype = lambda leaf: getattr(leaf, "dtype", type(leaf))
-    return treedef, [(np.shape(leaf), dtype(leaf)) for leaf in leaves]
 
 
 def _place(state: TaskState) -> Any:

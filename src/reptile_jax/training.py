@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from reptile_jax._checks import check_integers, check_training
+from reptile_jax._checks import check_training
 from reptile_jax._devices import in_auto_axes, kept, placement, replicate
 from reptile_jax._state_checks import check_usable
 from reptile_jax._types import Draws, Key, MetaInfo, MetaLearner, MetaState, TaskDistribution
+from reptile_jax._values import check_integers
 
 
 def meta_steps(
@@ -47,7 +50,7 @@ def meta_steps(
 def _meta_steps(learner, state, distribution, key, num_steps, meta_batch, placed=None):
     def step(state, _):
         step_key = jax.random.fold_in(key, state.step)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, jax.numpy.arange(meta_batch))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, jnp.arange(meta_batch))
         state, info = learner.step(state, Draws(distribution, keys))
         return kept(state, placed), info
 
@@ -95,6 +98,8 @@ def train(
     check_training(learner, state, distribution, key)
     # A state that was restored, and what is drawn from, go to where the learner's tasks run.
     state, on_devices = replicate((state, (distribution, key)), learner.mesh)
+    is_on_host = lambda leaf: isinstance(leaf, np.ndarray)  # still, without a mesh
+    on_devices = jax.tree.map(lambda x: jnp.asarray(x) if is_on_host(x) else x, on_devices)
 
     # A generator inside, so that checks run at the call and not at the first iteration.
     def dispatches(state: MetaState) -> Iterator[tuple[MetaState, MetaInfo]]:

@@ -198,6 +198,15 @@ def test_pictures_are_scaled_and_a_list_of_clients_will_do():
     np.testing.assert_allclose(task.support.examples, 0.6, rtol=1e-6)
 
 
+def test_labels_of_uint8_are_no_pictures():
+    data = [Batch(np.zeros((4, 2, 2), np.uint8), np.array([0, 1, 2, 9], np.uint8))]
+    made = clients(data, batch_size=None, epochs=1, labels=10, query=data)
+    task = made.task(0, jax.random.key(0))
+    for batch in (task.support.examples.examples, task.query.examples):
+        assert batch.inputs.dtype == jnp.float32
+        np.testing.assert_array_equal(batch.targets, data[0].targets, strict=True)
+
+
 def fields(x=(4, 2), label=(4,), dtype=np.float32):
     return Batch(np.zeros(x, dtype), np.zeros(label, np.int32))
 

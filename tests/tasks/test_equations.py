@@ -107,6 +107,17 @@ def test_the_loss_is_what_it_says_of_a_network():
     np.testing.assert_allclose(jax.jit(residual_loss(apply))(params, batch), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("score", [False, True])
+def test_outputs_without_a_last_axis_are_refused(score):
+    """They would broadcast against targets `[points, 1]`."""
+    task = burgers(points=7, initial_points=5, boundary_points=3).sample(jax.random.key(0))
+    apply = lambda p, points: p * jnp.sin(points[:, 0])
+    loss_fn = lambda p, task: residual_loss(apply)(p, task.query)
+    function = relative_error(apply) if score else loss_fn
+    with pytest.raises(ValueError, match=r"they are \[\d+\] and the targets \[\d+, 1\]"):
+        jax.eval_shape(function, jnp.ones(()), task)
+
+
 class Odd(nn.Module):
     """A network that is no MLP: sines, a product of two branches, a residual connection."""
 

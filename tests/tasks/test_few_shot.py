@@ -147,6 +147,12 @@ def test_distinct_integers_of_sizes_too_large_for_an_array():
     assert all(len(set(row)) == 5 for row in drawn.tolist())
 
 
+@pytest.mark.parametrize("size", [3, np.int32(3)])
+def test_there_are_no_more_distinct_integers_than_integers(size):
+    with pytest.raises(ValueError, match="number is at most size, got 5 distinct integers below 3"):
+        draw_distinct(jax.random.key(0), size, 5)
+
+
 def test_every_ordered_outcome_is_equally_likely():
     keys = jax.random.split(jax.random.key(0), 24_000)
     for size, number in ((4, 3), (4, 4), (6, 2)):
@@ -351,12 +357,13 @@ def of_any_kind(number=30):
         "tokens": [each[:, None] * np.ones(3, np.int32), (each % 2).astype(bool)],
         "depth": (each + 1000).astype(np.uint16)[:, None, None],
         "picture": each.astype(np.uint8)[:, None],
+        "count": each.astype(np.uint8),
         "half": jnp.asarray(each, jnp.bfloat16),
         "key": jax.random.split(jax.random.key(0), number),
     }
 
 
-def test_examples_of_any_kind_stay_as_they_are_but_for_uint8():
+def test_examples_of_any_kind_stay_as_they_are_but_for_pictures():
     classes = Classes(of_any_kind(), np.array([0, 10, 20]), np.array([10, 10, 10]))
     sizes = {"ways": 3, "shots": 2, "query_shots": 1, "steps": 2, "batch_size": 4}
     task = episode(few_shot(classes, **sizes), jax.random.key(0))

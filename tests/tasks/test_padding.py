@@ -195,7 +195,7 @@ TASK = rj.Task(np.zeros((2, 3, 1)), np.zeros((4, 1)))
     [
         ([], {}, "at least one task, got none"),
         ([TASK, TASK._replace(query=None)], {}, "some tasks have a query set and some have none"),
-        ([TASK._replace(support=np.zeros(2))], {}, r"leading axis \[batch\].*a scalar"),
+        ([TASK._replace(support=np.zeros(2))], {}, r"has no leading axis \[batch\].*are scalars"),
         ([TASK._replace(support=np.zeros((2, 0)))], {}, r"leading axis \[batch\] of 0"),
         ([rj.Task(None)], {}, "a task's support set has no arrays"),
         ([TASK], {"steps": 1}, "steps=1 is too small: the largest of the supports has 2"),

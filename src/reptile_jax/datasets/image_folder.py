@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from reptile_jax._checks import check_integers
 from reptile_jax._types import ImageClasses
+from reptile_jax._values import check_integers
 from reptile_jax.datasets.folders import (
     ClassFiles,
     class_folders,

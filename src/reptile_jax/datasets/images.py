@@ -12,8 +12,8 @@ from typing import IO, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from reptile_jax._checks import check_integers
 from reptile_jax._files import open_file
+from reptile_jax._values import check_integers
 
 Color: TypeAlias = Literal["rgb", "grey"]
 Resample: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos"]

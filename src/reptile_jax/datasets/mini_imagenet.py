@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from reptile_jax._checks import check_integers
 from reptile_jax._files import open_file
+from reptile_jax._values import check_integers
 from reptile_jax.datasets.image_folder import (
     ClassItems,
     ImageSplits,

@@ -16,8 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-from reptile_jax._checks import check_integers
 from reptile_jax._files import check_file, open_file
+from reptile_jax._values import check_integers
 from reptile_jax.datasets.image_folder import ImageSplits, equal_classes, misfits
 from reptile_jax.datasets.images import check_options, decode
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from reptile_jax._checks import check_integers
+from reptile_jax._values import check_integers
 
 Pair: TypeAlias = tuple[int, ...]  # (height, width)
 

@@ -1,4 +1,4 @@
-"""A convolution as matrix products of patches with the kernel, and so are its gradients.
+"""A convolution and its gradients as matrix products of patches.
 
 Under `vmap` over weights these are batched matrix products.
 """

@@ -3,8 +3,8 @@
 `lax.conv_general_dilated` has two problems there. On CPU, the gradients of a convolution in a loop
 miss the compiler's fast path, because the compiler only changes the layout of the entry computation
 (jax-ml/jax#12868): a step is ten times slower. On a GPU, `vmap` over per-task weights makes grouped
-convolutions, whose weight gradients have no fast kernel. There a convolution and both of its
-gradients are matrix products of patches (`_matrix_products`). On a TPU the native convolution is
+convolutions, whose weight gradients have no fast kernel. On both, a convolution and its gradients
+are matrix products of patches here (`_matrix_products`). On a TPU the native convolution is
 best, by the compiler's estimate (`docs/results/speed.md`). The platform is that of the compiled
 program, not of the machine that traces it.
 
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from reptile_jax._checks import check_integers
+from reptile_jax._values import check_integers
 from reptile_jax.nn import _matrix_products as products
 from reptile_jax.nn._checks import (
     LAYOUT,

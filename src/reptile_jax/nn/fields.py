@@ -22,8 +22,10 @@ class Field(nn.Module):
     @nn.compact
     def __call__(self, points: jax.Array) -> jax.Array:
         """Points `[batch, dimensions]` in [0, 1] -> values `[batch, 1]`."""
-        shape = (points.shape[-1], self.features)
-        phase = points @ (self.scale * jax.random.normal(jax.random.key(0), shape, points.dtype))
+        # The same directions whatever the points' precision and JAX's default kind of keys.
+        key, shape = jax.random.key(0, impl="threefry2x32"), (points.shape[-1], self.features)
+        directions = self.scale * jax.random.normal(key, shape, jnp.float32)
+        phase = points @ directions.astype(jnp.result_type(points, float))
         x = jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], -1)
         for _ in range(self.layers - 1):
             x = nn.relu(nn.Dense(self.width)(x))

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from reptile_jax._checks import check_integers
+from reptile_jax._values import check_integers, check_number
 from reptile_jax.nn._checks import Pair, check_padding
 from reptile_jax.nn._matrix_products import pad
 
 
 def max_pool(
-    inputs: jax.Array, window_shape: Pair, strides: Pair | None = None, padding: Any = "VALID"
+    inputs: jax.Array, window_shape: Pair, strides: Pair, padding: Any = "VALID"
 ) -> jax.Array:
     """`flax.linen.max_pool` for windows that tile the image: `strides` must be `window_shape`.
 
@@ -100,17 +100,13 @@ def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float =
     if not all(dtype is not None and jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         given = ", ".join(str(dtype or "no array") for dtype in dtypes)
         raise TypeError(f"batch_norm takes floating-point arrays, got {given}.")
-    features, problem = np.shape(x)[-1:], None
-    if not isinstance(epsilon, int | float) or not epsilon >= 0:
-        problem = f"epsilon is a number of at least 0, got {epsilon!r:.80}."
-    elif 0 in (features or (0,)) or np.shape(scale) != features or np.shape(bias) != features:
-        problem = (
+    epsilon, features = check_number("epsilon", epsilon, least=0), np.shape(x)[-1:]
+    if 0 in (features or (0,)) or np.shape(scale) != features or np.shape(bias) != features:
+        raise ValueError(
             "batch_norm takes x [..., features], scale and bias [features], got shapes "
             f"{np.shape(x)}, {np.shape(scale)} and {np.shape(bias)}."
         )
-    if problem:
-        raise ValueError(problem)
-    return _batch_norm(float(epsilon), x, scale, bias)
+    return _batch_norm(epsilon, x, scale, bias)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

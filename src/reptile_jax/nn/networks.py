@@ -24,8 +24,8 @@ class MLP(nn.Module):
     """A multi-layer perceptron; for sine waves the paper uses 64-64-1 (section 4).
 
     As in the authors' demonstration, it uses tanh instead of the paper's ReLU, and starts weights
-    and biases uniform in ±1/√fan_in. With biases of zero the error on sine waves is three times as
-    large, because all kinks are at the origin.
+    and biases uniform in ±1/√fan_in. With biases of zero the network is an odd function of x, and
+    the error on sine waves is three times as large.
     """
 
     features: Sequence[int] = (64, 64, 1)

@@ -12,10 +12,10 @@ def in_bfloat16(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same loss, or the same `apply` of a network, computed in bfloat16.
 
     It rounds its first and its last argument to bfloat16, the parameters and the batch or the
-    inputs, and returns float32. What is between them, a model state, it passes on as it is, and so
-    it does with arrays that are not floating-point. Gradients have bfloat16's accuracy, 3 digits,
-    and float32's type: θ, adapted parameters, optimiser states and sums over tasks stay in float32,
-    in which steps far below bfloat16's rounding of a parameter add up.
+    inputs, and returns float32. It does not cast a model state, which is between them and stays in
+    float32, arguments by keyword, or arrays that are not floating-point. Gradients have bfloat16's
+    accuracy, 3 digits, and float32's type: θ, adapted parameters, optimiser states and sums over
+    tasks stay in float32, in which steps far below bfloat16's rounding of a parameter add up.
 
     Args:
       function: `(params, batch) -> loss` in any form of `inner_loop`, or `(params, inputs) ->

@@ -74,7 +74,7 @@ def from_prototypes(model: ConvNet, scale: float = SCALE) -> Callable[[Params, B
     meta-trains through it; here training is by `prototype_loss`.
 
     Args:
-      model: for any number of ways: they are those of the parameters.
+      model: its `ways` is ignored; the parameters decide.
       scale: as in `prototype_loss`.
 
     Returns:

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reptile_jax._checks import check_integers, check_leading_axis
 from reptile_jax._types import Batch, Examples, Key, Task
+from reptile_jax._values import check_integers, check_leading_axis, kind
 from reptile_jax.tasks.few_shot import Classes, take
 from reptile_jax.tasks.minibatches import shuffles
 from reptile_jax.tasks.padding import Masked
@@ -95,11 +95,13 @@ def clients(
     Args:
       data: each client's examples, by name or in a list: pytrees of arrays `[examples, ...]` that
         differ in their number alone. They are moved to the device, without padding. Arrays of uint8
-        are pictures: a task has them as float32 from 0 to 1.
+        with more than one axis are pictures: a task has them as float32 from 0 to 1.
       batch_size: examples in a mini-batch. As in FedAvg, every pass over a client's data is
         shuffled anew, and its last mini-batch may be smaller. None is all of them in every step.
       epochs: a client's passes over its data: those with more data take more steps; or
-      steps: inner steps, the same number for every client. Give one of the two.
+      steps: inner steps, the same number for every client. Give one of the two. A task then costs
+        as many shuffles of the largest client as the smallest needs passes: for clients of very
+        unequal sizes `epochs` is faster.
       query: the same clients' examples to score on, in the same order or by the same names.
       weighted: a task's weight is its number of examples in `data`, as in FedAvg; otherwise all
         clients count alike.
@@ -155,19 +157,22 @@ def _named(data: Any, what: str) -> dict[Any, Examples]:
 
 def _grouped(by_client: Mapping[Any, Examples], what: str, labels: int | None) -> Classes:
     """All clients' examples one after another, on the host."""
-    first, kind, counts = None, None, []
+    first, kind_of_first, counts = None, None, []
     for name, examples in by_client.items():
         said = f"the {what} of client {name!r}"
         counts.append(check_leading_axis(examples, "examples", said))
-        each = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape[1:])}", examples)
-        first, kind = (name, each) if first is None else (first, kind)
+        each = kind(examples, 1)
+        if not counts[1:]:
+            first, kind_of_first = name, each
         targets = np.asarray(examples.targets) if isinstance(examples, Batch) else np.array(None)
-        dtypes = [leaf.dtype for leaf in jax.tree.leaves(examples)]
         problem = None
-        if each != kind:
-            problem = f"is {each} an example, that of client {first!r} {kind}: make them alike."
-        elif not all(_is_number(dtype) for dtype in dtypes):
-            problem = f"is {each} an example: give arrays of numbers."
+        if each != kind_of_first:
+            problem = (
+                f"is {each!s} an example, that of client {first!r} {kind_of_first!s}: make them "
+                "alike."
+            )
+        elif not all(map(_is_number, each.dtypes)):
+            problem = f"is {each!s} an example: give arrays of numbers."
         elif labels is not None and np.any(odd := ~np.isin(targets, np.arange(labels))):
             problem = f"has the target {targets[odd][0]}: labels are 0 to {labels - 1}."
         if problem:

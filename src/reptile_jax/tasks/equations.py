@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from reptile_jax._checks import check_integers, check_range
 from reptile_jax._types import Apply, Batch, Key, LossFn, Params, ScoreFn, Task
+from reptile_jax._values import check_integers, check_number, check_range, check_same_shape
 
 _QUADRATURE_POINTS = 256
 
@@ -157,16 +157,12 @@ def _equations(viscosity, horizon, sizes, grid, *, advects: bool, waves: int) ->
     points, initial, boundary, steps = check_integers(**dict(zip(names, sizes, strict=True)))
     # Beyond these bounds the quadrature of Burgers' solution loses its precision.
     viscosity = check_range("viscosity", viscosity, least=1e-3, largest=1)
-    problem = None
-    if not isinstance(horizon, int | float) or not 1e-3 <= horizon <= 2:
-        problem = f"horizon is a number between 0.001 and 2, got {horizon!r:.80}."
-    elif not isinstance(grid, tuple | list) or len(grid) != 2:
-        problem = f"grid is two numbers of points, (in x, in t), got {grid!r:.80}."
-    if problem:
-        raise ValueError(problem)
+    horizon = check_number("horizon", horizon, least=1e-3, largest=2)
+    if not isinstance(grid, tuple | list) or len(grid) != 2:
+        raise ValueError(f"grid is two numbers of points, (in x, in t), got {grid!r:.80}.")
     columns, rows = check_integers(**{f"grid[{axis}]": size for axis, size in enumerate(grid)})
     sizes = points, initial, boundary, steps, (columns, rows)
-    return Equations(viscosity, advects, waves, float(horizon), *sizes)
+    return Equations(viscosity, advects, waves, horizon, *sizes)
 
 
 def residual_loss(apply: Apply) -> LossFn:
@@ -178,6 +174,9 @@ def residual_loss(apply: Apply) -> LossFn:
     Args:
       apply: `(params, points [batch, 2]) -> u [batch, 1]`, twice differentiable, each row by
         itself.
+
+    Raises:
+      ValueError: at tracing, for a network whose outputs are not `[batch, 1]`.
     """
 
     def loss_fn(params: Params, batch: Conditions) -> jax.Array:
@@ -185,6 +184,7 @@ def residual_loss(apply: Apply) -> LossFn:
         residual = u_t + batch.advection * u * u_x - batch.viscosity * u_xx
         edge = apply(params, jnp.concatenate([batch.initial.inputs, batch.boundary]))
         at_start, at_sides = jnp.split(edge, [len(batch.initial.inputs)])
+        check_same_shape(at_start, batch.initial.targets)
         square = lambda error: jnp.mean(jnp.square(error))
         return square(residual) + square(at_start - batch.initial.targets) + square(at_sides)
 
@@ -192,11 +192,16 @@ def residual_loss(apply: Apply) -> LossFn:
 
 
 def relative_error(apply: Apply) -> ScoreFn:
-    """The relative L2 error on the grid of a task's exact solution: `|u - exact| / |exact|`."""
+    """The relative L2 error on the grid of a task's exact solution: `|u - exact| / |exact|`.
+
+    Arguments and errors are those of `residual_loss`.
+    """
 
     def score_fn(params: Params, task: Task) -> jax.Array:
         points, exact = task.query.solution
-        return jnp.linalg.norm(apply(params, points) - exact) / jnp.linalg.norm(exact)
+        u = apply(params, points)
+        check_same_shape(u, exact)
+        return jnp.linalg.norm(u - exact) / jnp.linalg.norm(exact)
 
     return score_fn
 

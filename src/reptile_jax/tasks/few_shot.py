@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reptile_jax._checks import check_integers, check_leading_axis
 from reptile_jax._types import Apply, Batch, Examples, ImageClasses, Key, Params, Task
+from reptile_jax._values import check_integers, check_leading_axis
 from reptile_jax.tasks.minibatches import minibatch_order
 from reptile_jax.tasks.repeated import repeat
 
@@ -113,11 +113,15 @@ class FewShot:
 
 
 def take(examples: Examples, index: jax.Array) -> Examples:
-    """The examples at `index`; those of uint8 are pictures, scaled to float32 from 0 to 1."""
+    """The examples at `index`; those of uint8 are pictures, scaled to float32 from 0 to 1.
+
+    One number of uint8 an example is no picture, but a label or a count, and stays as it is.
+    """
 
     def of_leaf(leaf):
-        leaf = jnp.asarray(leaf)[index]
-        return leaf.astype(jnp.float32) / 255 if leaf.dtype == jnp.uint8 else leaf
+        leaf = jnp.asarray(leaf)
+        is_picture = leaf.dtype == jnp.uint8 and leaf.ndim > 1
+        return leaf[index].astype(jnp.float32) / 255 if is_picture else leaf[index]
 
     return jax.tree.map(of_leaf, examples)
 
@@ -136,8 +140,8 @@ def few_shot(
     """Episodes of `ways` distinct classes, with distinct examples of each (Nichol et al. 2018).
 
     Args:
-      classes: examples by class; they are moved to the device. Arrays of uint8 are pictures: an
-        episode has them as float32 from 0 to 1. All other arrays stay as they are.
+      classes: examples by class; they are moved to the device. Arrays of uint8 with more than one
+        axis are pictures: an episode has them as float32 from 0 to 1. All others stay as they are.
       ways: classes in an episode, N.
       shots: support examples of each class, K. The paper trains with more than it evaluates with.
       steps, batch_size: the inner loop's mini-batches of the support set, as in `minibatches`. None
@@ -224,7 +228,12 @@ def draw_distinct(key: Key, size: int | jax.Array, number: int) -> jax.Array:
     These are the first `number` swaps of a Fisher-Yates shuffle of 0 ... size - 1, without the
     array: a place that no swap has touched contains its own index, and the others are found among
     the earlier swaps. So the cost is O(number²) whatever the size.
+
+    Raises:
+      ValueError: for more integers than there are, if the size is known.
     """
+    if isinstance(size, int | np.integer) and number > size:
+        raise ValueError(f"number is at most size, got {number} distinct integers below {size}.")
     places = jnp.arange(number, dtype=jnp.int32)
     targets = jax.random.randint(key, (number,), places, size, jnp.int32)
 

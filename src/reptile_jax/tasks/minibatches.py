@@ -7,8 +7,8 @@ replacement is a property of tasks, not of the algorithm.
 import jax
 import jax.numpy as jnp
 
-from reptile_jax import _checks
 from reptile_jax._types import Batches, Examples, Key
+from reptile_jax._values import check_integers, check_key, check_leading_axis
 from reptile_jax.tasks.repeated import repeat
 
 
@@ -42,9 +42,9 @@ def minibatches(
       ValueError: for sizes below 1, for no examples, for leaves that disagree on their number, and
         with `replace` for batches larger than the number of examples.
     """
-    num_examples = _checks.check_leading_axis(examples, "examples", "a task's support set")
+    num_examples = check_leading_axis(examples, "examples", "a task's support set")
     if batch_size is None:
-        _checks.check_key(key)
+        check_key(key)
         return repeat(jax.tree.map(jnp.asarray, examples), steps)
     order = minibatch_order(key, num_examples, steps=steps, batch_size=batch_size, replace=replace)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], examples)
@@ -57,8 +57,8 @@ def minibatch_order(
 
     Arguments and errors are as in `minibatches`.
     """
-    _checks.check_key(key)
-    num_examples, steps, batch_size = _checks.check_integers(
+    check_key(key)
+    num_examples, steps, batch_size = check_integers(
         num_examples=num_examples, steps=steps, batch_size=batch_size
     )
     if replace and batch_size > num_examples:

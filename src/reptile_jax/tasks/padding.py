@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reptile_jax._checks import check_integers, check_leading_axis
 from reptile_jax._types import ExampleLoss, Examples, LossFn, Params, Repeated, Task
+from reptile_jax._values import check_integers, check_leading_axis, kind
 
 
 class Masked(NamedTuple):
@@ -209,9 +209,8 @@ def _stack(parts: list[Masked], axes: tuple[str, ...], sizes: tuple, what: str) 
     found = np.array([part.mask.shape for part in parts]).max(0).tolist()
     full = [least if size is None else size for size, least in zip(sizes, found, strict=True)]
     small = [name for name, size, least in zip(axes, full, found, strict=True) if size < least]
-    first_of = lambda leaf: jax.typeof(leaf[(0,) * len(axes)]).str_short()
-    kinds = [jax.tree.map(first_of, part.examples) for part in parts]
-    other = [index for index, kind in enumerate(kinds) if kind != kinds[0]]
+    kinds = [kind(part.examples, len(axes)) for part in parts]
+    other = [index for index, each in enumerate(kinds) if each != kinds[0]]
     problem = None
     if small:
         at = axes.index(small[0])
@@ -219,7 +218,7 @@ def _stack(parts: list[Masked], axes: tuple[str, ...], sizes: tuple, what: str) 
     elif other:
         problem = (
             f"the {what} differ in more than their sizes: an example of number {other[0]} is "
-            f"{kinds[other[0]]}, one of the first {kinds[0]}."
+            f"{kinds[other[0]]!s}, one of the first {kinds[0]!s}."
         )
     if problem:
         raise ValueError(problem)

@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
-from reptile_jax._checks import check_integers
 from reptile_jax._types import Batches, Examples, Repeated, TaskState
+from reptile_jax._values import check_integers
 from reptile_jax.tasks.padding import unless_empty
 
 

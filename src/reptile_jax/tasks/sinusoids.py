@@ -6,8 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from reptile_jax._checks import check_integers, check_range
 from reptile_jax._types import Batch, Key, Task
+from reptile_jax._values import check_integers, check_range
 from reptile_jax.tasks.minibatches import shuffles
 from reptile_jax.tasks.repeated import repeat
 

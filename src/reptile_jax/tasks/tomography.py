@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from reptile_jax._checks import check_integers
 from reptile_jax._types import Apply, Key, LossFn, Params, ScoreFn, Task
+from reptile_jax._values import check_integers, check_number
 from reptile_jax.tasks.minibatches import minibatches
 
 # Grey value, semi-axes in x and y, centre, and angle of each ellipse, in a square from -1 to 1:
@@ -102,16 +102,15 @@ def phantoms(
     (size,) = check_integers(8, size=size)
     if batch_size is not None:
         (batch_size,) = check_integers(batch_size=batch_size)
+    noise = check_number("noise", noise, least=0, largest=1)
     problem = None
     if batch_size is not None and batch_size > views:
         problem = f"an inner step has at most all views: batch_size={batch_size} of views={views}."
-    elif not isinstance(noise, int | float) or not 0 <= noise <= 1:
-        problem = f"noise is a number between 0 and 1, got {noise!r:.80}."
     elif not isinstance(evenly_spaced, bool):
         problem = f"evenly_spaced is True or False, got {evenly_spaced!r:.80}."
     if problem:
         raise ValueError(problem)
-    return Phantoms(size, views, steps, batch_size, evenly_spaced, float(noise))
+    return Phantoms(size, views, steps, batch_size, evenly_spaced, noise)
 
 
 def draw_ellipses(ellipses: jax.Array, size: int) -> jax.Array:
