@@ -1,1 +1,1 @@
-"""Measurements, by question: speed, the paper's results, and Reptile beside MAML."""
+"""Measurements, by question."""

@@ -128,6 +128,7 @@ def run(
     measured: Callable[[], Mapping[str, Any]],
     *,
     fresh: bool = False,
+    defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The stored arm with these settings; otherwise runs `measured()` and adds what it returns.
 
@@ -138,8 +139,9 @@ def run(
       settings: all that the figures depend on besides the code and the machine; plain values.
       measured: returns the figures, a pytree of arrays and plain values.
       fresh: measure again and keep both.
+      defaults: as in `stored`.
     """
-    if not fresh and (there := stored(path, arm, settings)) is not None:
+    if not fresh and (there := stored(path, arm, settings, defaults)) is not None:
         print(f"{path.stem}/{arm}: measured already", flush=True)
         return there
     begun = time.monotonic()

@@ -11,6 +11,7 @@ import optax
 
 import reptile_jax as rj
 from benchmarks.comparison import seeds, sine_maml
+from reptile_jax.deploy.recipes import adam_without_momentum
 
 INNER_STEPS = 5  # of every method in training
 # Gradients in one task's meta-gradient: the inner ones, the query's, and for MAML one product for
@@ -99,13 +100,8 @@ RATES = {
 }
 
 
-def _adam_without_momentum(rate):
-    moment = optax.scale_by_rms(decay=0.999, eps=1e-8, eps_in_sqrt=False, bias_correction=True)
-    return optax.chain(moment, optax.scale(-rate))
-
-
 _OMNIGLOT_REPTILE = seeds.Method(
-    rj.reptile, _adam_without_momentum, optax.sgd, inner_opt_state="average"
+    rj.reptile, adam_without_momentum, optax.sgd, inner_opt_state="average"
 )
 
 

@@ -74,7 +74,8 @@ def main(argv: Sequence[str]) -> int:
             "held-out tasks": args.tasks,
         }
         arm = recipes.arm_of(f"{args.recipe}, {name}")
-        records.run(path, about, arm, settings, functools.partial(score, EVALUATIONS[name]))
+        measured = functools.partial(score, EVALUATIONS[name])
+        records.run(path, about, arm, settings, measured, defaults=recipes.DEFAULTS)
     rows = tabulated(path)
     records.update(path, {**about, "machine": records.machine(), "columns": COLUMNS, "rows": rows})
     tables.show(tables.Table(about["title"], COLUMNS, rows))

@@ -30,6 +30,7 @@ from benchmarks.speed.time_to_accuracy import set_apart
 from reptile_jax.app import presets
 from reptile_jax.app.config import FewShotConfig
 from reptile_jax.app.experiments import few_shot
+from reptile_jax.deploy.recipes import adam_without_momentum
 
 DISPATCH = 20  # meta steps
 AT_ONCE = 100  # held-out tasks
@@ -173,11 +174,7 @@ def trained(
 
 def _inner(rate: Any, decay: Any = 0.0) -> optax.GradientTransformation:
     """The presets' inner Adam, for rates that a program is given, and weight decay after it."""
-    return optax.chain(
-        optax.scale_by_rms(decay=0.999, eps=1e-8, eps_in_sqrt=False, bias_correction=True),
-        optax.scale(-rate),
-        optax.add_decayed_weights(-decay),
-    )
+    return optax.chain(adam_without_momentum(rate), optax.add_decayed_weights(-decay))
 
 
 def _loss(model: rj.nn.ConvNet, lane: Lane) -> Callable[[Any, rj.Batch], jax.Array]:

@@ -202,9 +202,11 @@ def draw(results: Path) -> None:
         curves = {}
         for seed, arm in seeds.items():
             curve = arm["data"]["learning curve"]
-            steps = np.array(curve["meta steps"])
-            curves[f"{seed}, before the first inner step"] = steps, np.array(curve["first_loss"])
-            curves[f"{seed}, before the last"] = steps, np.array(curve["last_loss"])
+            steps, first, last = (
+                np.array(curve[name], float) for name in ("meta steps", "first_loss", "last_loss")
+            )
+            curves[f"{seed}, before the first inner step"] = steps, first
+            curves[f"{seed}, before the last"] = steps, last
         path = folder / "learning_curves" / f"{training}.png"
         plots.learning_curve(path, training, curves)
 

@@ -54,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
         for kind in args.only:
             config, settings = _settings(kind, seed, args)
             measured = functools.partial(tried, kind, config, splits, args.tasks)
-            records.run(path, about, _arm(kind, seed), settings, measured, fresh=args.fresh)
+            how = {"fresh": args.fresh, "defaults": recipes.DEFAULTS}
+            records.run(path, about, _arm(kind, seed), settings, measured, **how)
     rows = tabulated(path, args)
     records.update(path, {**about, "machine": records.machine(), "columns": COLUMNS, "rows": rows})
     tables.show(tables.Table(about["title"], COLUMNS, rows))
@@ -140,9 +141,7 @@ def tabulated(path: Path, args: argparse.Namespace) -> list[list[str]]:
     for kind in KINDS:
         for seed in range(args.seeds):
             _, settings = _settings(kind, seed, args)
-            found = records.stored(
-                path, _arm(kind, seed), settings, dataclasses.asdict(FewShotConfig())
-            )
+            found = records.stored(path, _arm(kind, seed), settings, recipes.DEFAULTS)
             if found is not None:
                 rows.append([kind, str(seed), *recipes.cells(found["data"])])
     return rows

@@ -18,6 +18,7 @@ from reptile_jax.app.experiments.few_shot import (
     meta_optimizer,
     meta_rate_schedule,
 )
+from reptile_jax.deploy.recipes import adam_without_momentum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +58,9 @@ def _inner_from(first: float) -> Callable[[FewShotConfig], optax.GradientTransfo
 
     def inner(config: FewShotConfig) -> optax.GradientTransformation:
         rate = optax.linear_schedule(
-            -first, -config.inner_rate, config.meta_steps * config.inner_steps
+            first, config.inner_rate, config.meta_steps * config.inner_steps
         )
-        rms = optax.scale_by_rms(0.999, 1e-8, eps_in_sqrt=False, bias_correction=True)
-        return optax.chain(rms, optax.scale_by_schedule(rate))
+        return optax.chain(adam_without_momentum(1.0), optax.scale_by_schedule(rate))
 
     return inner
 

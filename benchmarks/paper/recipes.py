@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -27,9 +28,11 @@ from benchmarks.paper import levers, trainings
 from benchmarks.paper.recipe_list import RECIPES, Recipe
 from benchmarks.paper.scoring import MODES, PAPER, Evaluation, balanced, scored
 from benchmarks.speed.time_to_accuracy import set_apart
-from reptile_jax.app import presets, processes
+from reptile_jax.app import json_files, presets, processes
 from reptile_jax.app.config import FewShotConfig
 from reptile_jax.app.experiments import few_shot
+
+DEFAULTS = dataclasses.asdict(FewShotConfig())  # of settings that older arms may lack
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
             settings = _settings(name, args)
             if args.fresh or _stored(path, name, settings) is None:
                 measured = functools.partial(tried, name, args, splits, mesh)
-                records.run(path, about, arm_of(name), settings, measured, fresh=args.fresh)
+                how = {"fresh": args.fresh, "defaults": DEFAULTS}
+                records.run(path, about, arm_of(name), settings, measured, **how)
     names, rows = columns(args.preset), tabulated(path, args)
     records.update(path, {**about, "machine": records.machine(), "columns": names, "rows": rows})
     tables.show(tables.Table(about["title"], names, rows))
@@ -80,7 +84,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks recipes")
     add_options(parser)
     parser.add_argument("--only", nargs="+", choices=RECIPES, metavar="NAME", default=[*RECIPES])
-    parser.add_argument("--fresh", action="store_true", help="try again, and keep both")
+    parser.add_argument("--fresh", action="store_true", help="train anew, and keep both")
+    parser.add_argument("--devices", type=int, help="that share the tasks of training")
     args = parser.parse_args(argv)
     if args.quick:
         args.meta_steps, args.tasks, args.only = 4, 2, args.only[:2]
@@ -94,7 +99,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--meta-steps", type=int, default=1000, help="of the paper's recipe")
     parser.add_argument("--tasks", type=int, default=400, help="held-out tasks")
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), help="of trainings")
-    parser.add_argument("--devices", type=int, help="that share the tasks of training")
     parser.add_argument("--quick", action="store_true", help="to see that it runs")
     parser.add_argument("--out", type=Path, default=records.RESULTS, help="where results go")
 
@@ -114,8 +118,7 @@ def _stored(path: Path, name: str, settings: dict[str, Any]) -> dict[str, Any] |
     enough = (number for number in numbers if number >= settings["held-out tasks"])
     for number in sorted(enough, reverse=True):
         asked = {**settings, "held-out tasks": number}
-        defaults = dataclasses.asdict(FewShotConfig())
-        if (found := records.stored(path, arm_of(name), asked, defaults)) is not None:
+        if (found := records.stored(path, arm_of(name), asked, DEFAULTS)) is not None:
             return found
     return None
 
@@ -147,6 +150,9 @@ def tried(
     preset's ways, by the preset's evaluation. At 20 ways also with mini-batches of all classes.
     """
     folder, recipe, row = folder_of(name, args), RECIPES[name], presets.PAPER[args.preset]
+    if args.fresh:
+        numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+        folder = next(path for path in itertools.chain([folder], numbered) if not path.exists())
     config = configured(recipe, args.meta_steps, args.preset)
     state = trained(recipe, config, splits, folder, mesh)
     score = functools.partial(
@@ -210,7 +216,13 @@ def trained(
     folder: Path | None = None,
     mesh: Mesh | None = None,
 ) -> rj.MetaState:
-    """The last state of a training by a recipe; with a folder, one that was stopped goes on."""
+    """The last state of a training by a recipe; with a folder, one that was stopped goes on.
+
+    Raises:
+      ValueError: if the folder has another training.
+    """
+    if folder is not None:
+        _keep_settings(recipe, config, folder)
     first, root = few_shot.learned_by(config).first_state().params, jax.random.key(config.seed)
     learner = _learner(recipe, config, mesh)
     start = state = learner.init(first)
@@ -237,6 +249,17 @@ def trained(
             step, begin = now, time.perf_counter()
     state = jax.block_until_ready(state)
     return state._replace(params=state.opt_state.mean) if recipe.averaged else state
+
+
+def _keep_settings(recipe: Recipe, config: FewShotConfig, folder: Path) -> None:
+    """Writes what the training in a folder is of, or checks it."""
+    own = {"averaged": recipe.averaged, "mean_scale": recipe.mean_scale}
+    path, settings = folder / "settings.json", {**dataclasses.asdict(config), **own}
+    if not (folder / "checkpoints").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        json_files.write_json(path, settings)
+    elif not path.exists() or {**DEFAULTS, **json.loads(path.read_text())} != settings:
+        raise ValueError(f"{folder} is another training: give another --runs, or remove it.")
 
 
 def cells(found: dict[str, Any]) -> list[str]:

@@ -160,11 +160,15 @@ def training_seconds(folder: Path) -> float:
     return round(sum(pieces.values()), 1)
 
 
-def learning_curve(folder: Path, points: int = 200) -> dict[str, list[float]]:
-    """The training losses, thinned to means over equal stretches."""
+def learning_curve(folder: Path, points: int = 200) -> dict[str, list[float | None]]:
+    """The training losses, thinned to means over equal stretches; None where all are missing."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     stretches = np.array_split(np.arange(len(rows)), min(points, len(rows)))
-    mean = lambda name, part: float(f"{np.mean([rows[i][name] for i in part]):.4g}")
+
+    def mean(name: str, part: np.ndarray) -> float | None:
+        losses = [loss for i in part if (loss := rows[i][name]) is not None]
+        return float(f"{np.mean(losses):.4g}") if losses else None
+
     curve = {name: [mean(name, s) for s in stretches] for name in ("first_loss", "last_loss")}
     return {"meta steps": [rows[part[-1]]["step"] for part in stretches], **curve}
 

@@ -48,7 +48,7 @@ def tabulated(counted: Iterable[Mapping[str, Any]]) -> tables.Table:
 
 
 def _figures(row: Mapping[str, Any]) -> list[str]:
-    return [str(row["resumed"]), str(row["refused"]), "0"]  # of a wrong one the tests fail
+    return [str(row["resumed"]), str(row["refused"]), "0"]  # a wrong state fails the tests
 
 
 def parts(results: Path, page: Path) -> dict[str, str]:

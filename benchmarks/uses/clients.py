@@ -73,7 +73,9 @@ def main(argv: Sequence[str]) -> int:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks clients")
     parser.add_argument("--data", type=Path, required=True, help="the folder of Omniglot")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings by each method")
+    parser.add_argument(
+        "--seeds", type=int, default=3, choices=range(1, 11), metavar="N", help="trainings of each"
+    )
     parser.add_argument("--only", nargs="+", choices=METHODS, metavar="NAME", default=[*METHODS])
     parser.add_argument("--fresh", action="store_true", help="measure again, and keep both")
     parser.add_argument("--quick", action="store_true", help="to see that it runs")

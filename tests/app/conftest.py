@@ -6,7 +6,10 @@ import shutil
 import jax
 import pytest
 
-from reptile_jax.app import cli
+import reptile_jax as rj
+from reptile_jax.app import cli, run_folder
+from reptile_jax.app.config import FewShotConfig
+from reptile_jax.app.experiments import few_shot
 from tests.app import small_images, tiny_run
 
 
@@ -39,6 +42,18 @@ def trained(pictures, shared_folder):
             with jax.numpy_dtype_promotion("standard"):
                 assert cli.main(argv) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def of_prototypes(tmp_path_factory):
+    """A run on six ways that is scored on three, at its first state; not to be written to."""
+    config = FewShotConfig(
+        ways=6, eval_ways=3, inner_batch=12, classifier="prototypes", balanced_batches=True, size=8
+    )
+    out = tmp_path_factory.mktemp("prototypes") / "run"
+    folder = run_folder.create(out, "run", config, {"classes": {"train": [], "test": []}})
+    rj.checkpoint.save(folder / "checkpoints", few_shot.learned_by(config).first_state())
+    return folder
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import runpy
 import subprocess
@@ -20,6 +21,11 @@ def test_the_package_is_a_command(monkeypatch, capsys):
         runpy.run_module("reptile_jax", run_name="__main__")
     assert left.value.code == 0
     assert "The paper's rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [*commands.COMMANDS, *(f"train {name}" for name in EXPERIMENTS)])
+def test_the_usage_has_every_command_and_experiment(words):
+    assert re.search(rf"\b{words}\b", cli.USAGE)
 
 
 def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch):
@@ -67,6 +73,7 @@ def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch):
         (["train", "images", "--data", "nothing"], "there is no folder nothing"),
         (["evaluate", "nothing", "--data", "."], "nothing is not the folder of a run"),
         (["download", "imagenet"], "Only omniglot can be fetched"),
+        (["predict", "model"], "give images to classify with --query."),
         (["presets", "o15"], "presets takes no arguments, got o15"),
     ],
 )

@@ -96,6 +96,11 @@ def test_values_that_could_only_fail_later_are_refused(values, message, pictures
     assert not (tmp_path / "runs").exists()
 
 
+def test_another_equation_is_what_follows_train(capsys):
+    assert cli.main(["train", "burgers", "--equation", "heat"]) == 1
+    assert "--equation is what follows train: train heat" in capsys.readouterr().err
+
+
 def test_download_shows_where_the_files_are(monkeypatch, tmp_path, capsys):
     def download_omniglot(out, *, report):
         report("images_background.zip", 5, None)

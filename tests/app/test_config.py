@@ -6,11 +6,16 @@ from typing import Literal
 
 import numpy as np
 import pytest
+import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reptile_jax.app import commands, model_commands
 from reptile_jax.app.config import Config, FewShotConfig, SinusoidConfig
+from reptile_jax.app.experiments import EXPERIMENTS
 from tests.nonsense import NONSENSE, answered, fuzz
+
+PROTOTYPES = {"classifier": "prototypes", "balanced_batches": True}
 
 
 @settings(fuzz, max_examples=150)
@@ -59,15 +64,16 @@ def test_a_configuration_of_anything(kind, values):
             "mirrored is for omniglot alone: leave mirrored=True out for images",
         ),
         ({"eval_ways": 2}, "classifier is meta-learned with the rest, for 5 ways"),
-        ({"classifier": "prototypes"}, "give balanced_batches, and as inner_batch a multiple of"),
+        ({"classifier": "prototypes"}, "give balanced_batches, as inner_batch a multiple of twice"),
         (
-            {"classifier": "prototypes", "balanced_batches": True, "inner_batch": 15},
-            r"twice the 5 ways, up to 10 .*; got balanced_batches=True, inner_batch=15",
+            {**PROTOTYPES, "inner_batch": 15},
+            "twice the 5 ways, and .*; got balanced_batches=True, inner_batch=15",
         ),
         (
-            {"classifier": "prototypes", "balanced_batches": True, "train_shots": 1},
-            r"up to 1 \(train_shots\) images of each class; got",
+            {**PROTOTYPES, "train_shots": 1},
+            "as train_shots a multiple of .*, train_shots=1, inner_steps=5",
         ),
+        ({**PROTOTYPES, "train_shots": 9}, "so no image may be in both: .*, train_shots=9"),
         (
             {"balanced_eval": True, "eval_ways": 3, "classifier": "zero"},
             "show each of 3 classes as often: eval_batch is a multiple of the ways, got 5",
@@ -84,7 +90,9 @@ def test_what_can_be_is_taken():
     FewShotConfig(inner_rate=0.0, seed=0, meta_momentum=1.0).check()
     FewShotConfig(eval_ways=5).check()  # those that it is trained for
     FewShotConfig(eval_ways=3, classifier="zero").check()
-    FewShotConfig(eval_ways=3, classifier="prototypes", balanced_batches=True).check()
+    FewShotConfig(eval_ways=3, **PROTOTYPES).check()
+    FewShotConfig(**PROTOTYPES, train_shots=9, inner_steps=4).check()  # one shuffle is enough
+    FewShotConfig(**PROTOTYPES, train_shots=8).check()  # shuffles end with a mini-batch
     FewShotConfig(dataset="images", color="rgb", test_fraction=0.5, split_seed=3).check()
 
 
@@ -138,6 +146,24 @@ def test_annotations_may_be_strings():
     Quoted().check()
     with pytest.raises(ValueError, match="size is at least 1, got 0"):
         Quoted(size=0).check()
+
+
+_kind = lambda entry: type(entry.start)
+OPTIONS = [
+    kind
+    for module in (commands, model_commands)
+    for name, kind in vars(module).items()
+    if name.endswith("Options") and name != "_TrainOptions"
+]
+
+
+@pytest.mark.filterwarnings("ignore:get_parser:DeprecationWarning")
+@pytest.mark.parametrize("kind", dict.fromkeys([*OPTIONS, *map(_kind, EXPERIMENTS.values())]))
+def test_every_option_has_a_help_of_its_own(kind):
+    actions = tyro.extras.get_parser(kind)._actions
+    helps = [action.help.partition("(")[0].strip() for action in actions]
+    assert all(helps)
+    assert len(helps) == len({*helps})
 
 
 def test_a_configuration_says_which_experiment_it_is_of_and_whether_devices_help():

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from reptile_jax.app import run_folder, signals
-from reptile_jax.app.json_files import read_json_lines
+from reptile_jax.app.json_files import read_json_lines, write_json_lines
 from tests.app import tiny_run
 from tests.app.tiny_run import assert_same, at, crash, handlers, steps_of
 from tests.test_checkpoint import files_of_at_most
@@ -125,6 +125,17 @@ def test_metrics_that_are_lost_are_said_and_the_run_goes_on(whole, crashed, dama
     good = [row for row in rows if "lost" not in row]
     assert good == [row for row in read_json_lines(whole / "metrics.jsonl") if row in good]
     assert len(good) == 12 - (gap["step"] - int(lost.split()[0]) + 1) // 2
+
+
+def test_lines_of_an_older_version_are_kept(whole, crashed):
+    metrics = crashed / "metrics.jsonl"
+    rows = read_json_lines(metrics)
+    for row in rows:
+        del row["failed_in_a_row"]
+    write_json_lines(metrics, rows)
+    tiny_run.train(crashed)
+    chex.assert_trees_all_equal(*(tiny_run.restored(run) for run in (whole, crashed)))
+    assert [row["step"] for row in read_json_lines(metrics)] == steps_of(whole / "metrics.jsonl")
 
 
 @pytest.mark.attack

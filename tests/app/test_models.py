@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import reptile_jax as rj
 from reptile_jax.app import adapt, cli, models
+from reptile_jax.deploy import tensors
 
 
 @pytest.mark.slow
@@ -35,6 +38,27 @@ def test_the_model_of_a_run_answers_as_adapt_does(trained, pictures):
     exported = answer(np.float32(support) / 255, np.int32([0, 0, 1, 1]), np.float32(query) / 255)
     np.testing.assert_allclose(exported, predicted, atol=1e-5)
     assert json.loads(Path("bars.json").read_text())["card"]["config"]["ways"] == 2
+
+
+def test_a_model_is_for_the_classes_of_its_runs_evaluation(of_prototypes):
+    model = models.adaptable(of_prototypes)
+    assert model.ways == 3
+    learned = {"params": model.params, "inner_opt_state": model.inner_opt_state}
+    again = tensors.loaded(rj.deploy.from_config(model.card["config"]), tensors.saved(learned))
+    chex.assert_trees_all_equal(again.params, model.params)
+    assert again.ways == 3
+    assert jax.eval_shape(model.apply, model.params, np.zeros((2, 8, 8, 1))).shape == (2, 3)
+    fitted = jax.tree.map(jnp.shape, model.inner_optimizer.init(model.params))
+    assert jax.tree.map(jnp.shape, model.inner_opt_state) == fitted
+
+
+def test_a_model_shares_its_programs_with_other_starts(of_prototypes):
+    model = models.adaptable(of_prototypes)
+    programs = lambda model: [
+        (leaf.aval, leaf.committed)
+        for leaf in jax.tree.leaves((model.params, model.inner_opt_state))
+    ]
+    assert programs(model) == programs(model.untrained(jax.random.key(0)))
 
 
 def test_a_folder_comes_before_a_pretrained_model(trained, tmp_path):

@@ -53,6 +53,7 @@ def test_the_report_is_one_file_with_scores_pictures_and_values(run):
         fields = json.loads((run / f"{name}.json").read_text())
         curve = fields["scores"]["Reptile"]["error"]
         assert f"{curve['mean'][-1]:.3f} ± {curve['ci95'][-1]:.3f}" in page
+    assert page.count('<p class="soft">eval_tasks=4</p>') == 1
     assert '<tr class="changed"><td>meta_steps</td><td>6</td></tr>' in page
     assert "<tr><td>inner_rate</td><td>0.02</td></tr>" in page
 

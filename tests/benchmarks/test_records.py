@@ -30,6 +30,8 @@ def test_an_arm_is_measured_once_and_never_overwritten(tmp_path):
     assert younger(defaults, rate=0.1, weights=(1, 2), momentum=0.0)["data"]["call"] == 3
     assert younger(defaults, rate=0.1, weights=(1, 2), momentum=0.9) is None
     assert younger(defaults, rate=0.5, weights=(1, 2), momentum=0.0) is None
+    asked = {"rate": 0.1, "weights": (1, 2), "momentum": 0.0}
+    assert run(asked, defaults=defaults)["call"] == 3
     content = records.read(path)
     assert {name: content[name] for name in ABOUT} == ABOUT
     runs = [(arm["run"], arm["data"]["call"]) for arm in content["arms"]]

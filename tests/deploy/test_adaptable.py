@@ -231,3 +231,5 @@ def test_what_does_not_fit_is_refused(model, curve, task):
         curve.untrained(jax.random.key(0))
     with pytest.raises(ValueError, match="inner_steps is at least 1, got 0"):
         dataclasses.replace(model, inner_steps=0)
+    with pytest.raises(ValueError, match="balanced mini-batches have a size: give batch_size"):
+        dataclasses.replace(model, batch_size=None)

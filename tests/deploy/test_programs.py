@@ -83,6 +83,7 @@ def test_a_program_is_for_all_platforms_and_says_what_it_is(model, exported):
         "targets": "int32[support]",
         "query": "float32[queries, 4, 4, 1]",
     }
+    assert facts["ways"] == 3
     assert facts["card"] == {"name": "small"}
     arrays = safetensors.numpy.load_file(f"{exported}.safetensors")
     kernel = model.params["params"]["Conv_0"]["kernel"]

@@ -66,7 +66,10 @@ def adapt(
       ValueError: for a support set without images, for more classes than the run takes or than its
         mini-batches show, and if the inner loop diverges.
     """
-    _check_asked(query, save)
+    if save is None:
+        _check_given(query, ", or a folder with --save")
+    else:
+        run_folder.check_free(save, "model", "--save")
     learned = models.adaptable(run)
     if learned.ways is None:
         raise ValueError(f"{run} is not a run on few-shot images.")
@@ -114,8 +117,9 @@ def predict(
 
     Raises:
       FileNotFoundError: if the folder is not that of an adapted model.
-      ValueError: if it is damaged or of another version.
+      ValueError: if it is damaged or of another version, and without images.
     """
+    _check_given(query)
     model = _load(folder)
     queries = _query_files(query)
     how = model.transductive if transductive is None else transductive
@@ -144,24 +148,13 @@ def _answers(
 
 def _model_of(config: FewShotConfig) -> rj.deploy.AdaptableModel:
     """The model of an adapted model's configuration, without what was learned."""
-    return rj.deploy.from_config({**models.described(config), "ways": config.held_out_ways})
+    return rj.deploy.from_config(models.described(config))
 
 
-def _check_asked(query: Path | Sequence[Path], save: Path | None) -> None:
-    """Raises for an `adapt` without a result, or whose model cannot be saved."""
-    if save is None and not isinstance(query, str | Path) and not query:
-        raise ValueError("give images to classify with --query, or a folder with --save.")
-    if save is not None:
-        run_folder.check_local(str(save))
-        rj.checkpoint.check_path(save)
-        _check_free(save)
-
-
-def _check_free(folder: Path) -> None:
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(
-            f"{folder} exists, and a model is never overwritten: give another --save, or remove it."
-        )
+def _check_given(query: Path | Sequence[Path], or_else: str = "") -> None:
+    """Raises a ValueError where there is nothing to classify."""
+    if not isinstance(query, str | Path) and not query:
+        raise ValueError(f"give images to classify with --query{or_else}.")
 
 
 def _save(folder: Path, model: AdaptedModel, source: dict[str, str]) -> None:
@@ -176,7 +169,8 @@ def _save(folder: Path, model: AdaptedModel, source: dict[str, str]) -> None:
         "config": dataclasses.asdict(model.config),
         "environment": run_folder.environment(),
     }
-    _check_free(folder)  # others may have put something there meanwhile
+    # Others may have put something there meanwhile.
+    run_folder.check_free(folder, "model", "--save")
     with run_folder.emptied_on_failure(folder):
         rj.checkpoint.save(folder / "checkpoints", state)
         write_json(folder / _FILE, fields, is_checked=True)

@@ -20,6 +20,8 @@ usage: reptile-jax COMMAND ...
 
   train sinusoid                    the paper's sine waves, in less than a minute
   train burgers                     a family of differential equations; or train heat
+  train ct                          tomography from few views, by neural fields
+  train clients --data DIR          federated averaging of Omniglot's writers
   train omniglot --data DIR         Omniglot, from the two official zip files
   train mini-imagenet --data DIR    mini-ImageNet, in any of its usual layouts
   train images --data DIR           a folder with one folder of images per class

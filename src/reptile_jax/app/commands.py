@@ -2,17 +2,15 @@
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
 import reptile_jax as rj
 from reptile_jax.app import (
-    adapt,
-    models,
+    model_commands,
     pictures,
     presets,
     processes,
@@ -21,9 +19,8 @@ from reptile_jax.app import (
     tensorboard,
     terminal,
 )
-from reptile_jax.app.config import Config, FewShotConfig, precise
+from reptile_jax.app.config import Config, FewShotConfig
 from reptile_jax.app.experiments import EXPERIMENTS
-from reptile_jax.app.json_files import to_json, write_json
 
 _Config = TypeVar("_Config", bound=Config)
 _Sharing = tyro.conf.OmitArgPrefixes[processes.Sharing]
@@ -65,7 +62,9 @@ def train(argv: list[str]) -> None:
     )
     config = options.config
     if config.experiment != what:
-        raise ValueError(f"--dataset is what follows train: train {config.experiment} ...")
+        values = vars(config).items()
+        option = next((name for name, value in values if value == config.experiment), "experiment")
+        raise ValueError(f"--{option} is what follows train: train {config.experiment} ...")
     joined = processes.joined(options.sharing, options.out, share=config.shares_devices)
     with joined as (mesh, out), _on_metrics(options.tensorboard) as on_metrics:
         runner.train(config, options.data, out, name=name, on_metrics=on_metrics, mesh=mesh)
@@ -120,7 +119,7 @@ class _EvaluateOptions:
     data: Path | None = None  # folder of the data set, for a run on images
     eval_tasks: int | None = None  # held-out tasks; like the others, by default the run's value
     eval_steps: int | None = None  # inner steps
-    eval_batch: int | None = None
+    eval_batch: int | None = None  # examples in each mini-batch
     balanced_eval: bool | None = None  # every mini-batch shows each class as often
     inner_rate: float | None = None  # of the inner optimiser
     eval_rate: float | None = None  # the same, where evaluation has its own
@@ -153,132 +152,6 @@ def plot(argv: list[str]) -> None:
     options = tyro.cli(_PlotOptions, args=argv, prog="reptile-jax plot")
     for path in pictures.draw(options.run):
         terminal.say(str(path))
-
-
-# Both --query A B and --query A --query B.
-_Several: TypeAlias = tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]]
-
-
-@dataclasses.dataclass(frozen=True)
-class _AdaptOptions:
-    run: Annotated[Path, tyro.conf.Positional]  # folder of the run, or omniglot-5way and the like
-    support: Path  # folder with one folder of images per class
-    query: _Several = ()  # images to classify, and folders of them
-    transductive: bool = False  # normalise the query images together
-    eval_steps: int | None = None  # inner steps; like eval_batch, by default the run's value
-    eval_batch: int | None = None  # images in each mini-batch
-    save: Path | None = None  # a new folder, to keep the adapted model in for predict
-    json: Path | None = None  # also write the answers to this file; with - to standard output alone
-
-
-@dataclasses.dataclass(frozen=True)
-class _PredictOptions:
-    model: Annotated[Path, tyro.conf.Positional]  # folder that adapt --save made
-    query: _Several  # images to classify, and folders of them
-    transductive: bool | None = None  # normalise them together; by default as adapt was told
-    json: Path | None = None  # also write the answers to this file; with - to standard output alone
-
-
-def adapt_run(argv: list[str]) -> None:
-    """Classifies images of new classes."""
-    options = tyro.cli(_AdaptOptions, args=argv, prog="reptile-jax adapt")
-    _check_free(options.json)
-    asked = {"eval_steps": options.eval_steps, "eval_batch": options.eval_batch}
-    query = tuple(itertools.chain(*options.query))
-    answers = adapt.adapt(
-        options.run,
-        options.support,
-        query,
-        transductive=options.transductive,
-        save=options.save,
-        **{name: value for name, value in asked.items() if value is not None},
-    )
-    _show(f"adapted to {_number(answers)} of {options.support}", answers, query, options.json)
-    if options.save is not None and options.json != Path("-"):
-        terminal.say(f"the adapted model is in {options.save}")
-
-
-def predict(argv: list[str]) -> None:
-    """Classifies images with a model that was adapted before."""
-    options = tyro.cli(_PredictOptions, args=argv, prog="reptile-jax predict")
-    _check_free(options.json)
-    query = tuple(itertools.chain(*options.query))
-    answers = adapt.predict(options.model, query, transductive=options.transductive)
-    _show(f"{_number(answers)} of {options.model}", answers, query, options.json)
-
-
-def _number(answers: list[dict[str, Any]]) -> str:
-    return f"{len(answers[0]['probabilities'])} classes" if answers else "the classes"
-
-
-def _show(
-    title: str, answers: list[dict[str, Any]], query: tuple[Path, ...], json: Path | None
-) -> None:
-    """Shows the answers as a table and writes them, or only writes them to standard output."""
-    if json == Path("-"):
-        terminal.say(*to_json(answers).splitlines())
-        return
-    # Of one folder, the paths in it.
-    place = query[0] if len(query) == 1 and query[0].is_dir() else Path()
-    shown = lambda image: str(image.relative_to(place) if image.is_relative_to(place) else image)
-    rows = [
-        [shown(Path(answer["image"])), answer["class"], f"{answer['probability']:.3f}"]
-        for answer in answers
-    ]
-    terminal.table(title, ["image", "class", "probability"], rows) if rows else terminal.say(title)
-    if json is not None:
-        write_json(json, answers)
-
-
-def _check_free(path: Path | None) -> None:
-    """Raises a ValueError for a file that --json cannot write."""
-    problem = None
-    if path is None or path == Path("-"):
-        return
-    if path.exists():
-        problem = f"{path} exists: give another --json, or remove it."
-    elif not path.parent.is_dir():
-        problem = f"there is no folder {path.parent} for --json."
-    if problem:
-        raise ValueError(problem)
-
-
-@dataclasses.dataclass(frozen=True)
-class _ExportOptions:
-    run: Annotated[Path, tyro.conf.Positional]  # folder of the run, or omniglot-5way and the like
-    out: Path  # a new file; FILE.json and FILE.safetensors go beside it
-    ways: int | None = None  # classes; by default the run's
-    transductive: bool = False  # normalise the query images together
-    eval_steps: int | None = None  # inner steps; by default the run's value
-
-
-def export(argv: list[str]) -> None:
-    """Writes a model with its adaptation as a program that needs JAX alone."""
-    options = tyro.cli(_ExportOptions, args=argv, prog="reptile-jax export")
-    model = models.adaptable(options.run)
-    if options.ways is not None:
-        model = model.for_ways(options.ways)
-    if options.eval_steps is not None:
-        model = dataclasses.replace(model, inner_steps=options.eval_steps)
-    with precise(model.card["config"].get("matmul_precision")):
-        rj.export(model, options.out, transductive=options.transductive)
-    terminal.say(f"{options.run} is in {options.out}, with {options.out}.json and .safetensors")
-
-
-@dataclasses.dataclass(frozen=True)
-class _DemoOptions:
-    # Folder of a run, or omniglot-20way and the like; by default omniglot-5way and sine-waves.
-    run: Annotated[Path | None, tyro.conf.Positional] = None
-    port: int | None = None  # of this machine; by default a free one
-    open: bool = True  # open the page in the browser
-
-
-def demo(argv: list[str]) -> None:
-    """Opens a page to draw on, whose model adapts as one watches."""
-    options = tyro.cli(_DemoOptions, args=argv, prog="reptile-jax demo")
-    from reptile_jax.app.demo import command  # the page alone needs a server
-
-    command.run(options.run, options.port, opens=options.open)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,10 +210,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
     "plot": plot,
-    "adapt": adapt_run,
-    "predict": predict,
-    "export": export,
-    "demo": demo,
+    "adapt": model_commands.adapt,
+    "predict": model_commands.predict,
+    "export": model_commands.export,
+    "demo": model_commands.demo,
     "download": download,
     "presets": list_presets,
 }

@@ -1,6 +1,7 @@
 """What a run can be told: one dataclass per experiment, whose fields are the command's options.
 
-The comment beside a field is its help on the command line. `Config.check` refuses an integer below
+The comment beside a field is its help on the command line. A field without one would have that of
+a field before it. `Config.check` refuses an integer below
 1, a negative number, and what a Literal does not name. The field's metadata sets other bounds,
 `{"least": 0}` or `{"largest": 1}`. Fields of other types take any value.
 """
@@ -8,32 +9,27 @@ The comment beside a field is its help on the command line. `Config.check` refus
 import abc
 import contextlib
 import dataclasses
-import math
 from collections.abc import Iterator
-from types import NoneType
-from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, get_type_hints
 
 import jax
-import numpy as np
+
+from reptile_jax.app import bounds
 
 Classifier: TypeAlias = Literal["learned", "zero", "prototypes"]
-
-# The bounds of numbers whose fields set none of their own.
-_LEAST = {int: 1, float: 0}
-_LARGEST = {int: 2**31 - 1, float: 1e9}  # far beyond any rate that learns, below float32's limit
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(abc.ABC):
     """What the runner asks of every configuration; an experiment adds its own fields."""
 
-    meta_steps: int = 1000
+    meta_steps: int = 1000  # of training
     meta_batch: int = 5  # tasks in a meta step
     eval_tasks: int = dataclasses.field(default=1000, metadata={"least": 2})  # held-out tasks
     steps_per_dispatch: int = 100  # meta steps between lines of metrics
     save_every: int = 1000  # meta steps between checkpoints
     give_up_after: int = 100  # meta steps in a row in which no task is finite
-    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    seed: int = dataclasses.field(default=0, metadata={"least": 0})  # of all that is drawn
     # Of products of float32 matrices; by default JAX's own, which depends on the device.
     matmul_precision: Literal["bfloat16", "tensorfloat32", "float32"] | None = None
 
@@ -57,7 +53,7 @@ class Config(abc.ABC):
         kinds = get_type_hints(type(self))
         for name in (field.name for field in dataclasses.fields(self)):
             value = getattr(self, name)
-            if rule := _broken_rule(kinds[name], value, _bounds(type(self), name)):
+            if rule := bounds.broken_rule(type(self), name, kinds[name], value):
                 yield f"{name} is {rule}, got {value!r}."
 
 
@@ -68,55 +64,14 @@ def precise(matmul_precision: str | None) -> contextlib.AbstractContextManager[A
     return jax.default_matmul_precision(matmul_precision)
 
 
-def _bounds(config: type[Config], name: str) -> dict[str, Any]:
-    """The bounds in a field's metadata; a field that overrides another inherits its bounds."""
-    bounds = {}
-    for base in reversed(config.__mro__):
-        if field := vars(base).get("__dataclass_fields__", {}).get(name):
-            bounds.update(field.metadata)
-    return bounds
-
-
-def _broken_rule(kind: Any, value: Any, bounds: dict[str, Any]) -> str | None:
-    """What a value of a type has to be, if it is not that."""
-    kinds = get_args(kind) if NoneType in get_args(kind) else (kind,)
-    if value is None and NoneType in kinds:
-        return None
-    kind, *others = [kind for kind in kinds if kind is not NoneType] or [Any]
-    if others:  # a union takes any value
-        return None
-    if kind in (int, float):
-        least = bounds.get("least", _LEAST[kind])
-        return _broken_bound(kind, value, least, bounds.get("largest", _LARGEST[kind]))
-    choices = (False, True) if kind is bool else get_args(kind)
-    if kind is not bool and get_origin(kind) is not Literal:
-        return None
-    is_choice = any(type(value) is type(choice) and value == choice for choice in choices)
-    return None if is_choice else f"one of {', '.join(map(repr, choices))}"
-
-
-def _broken_bound(kind: type, value: Any, least: float, largest: float) -> str | None:
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    is_number = is_integer or isinstance(value, float | np.floating)
-    if kind is int and not is_integer:
-        return "an integer"
-    if kind is float and not (is_number and abs(value) < math.inf):
-        return "a finite number"
-    if least <= value <= largest:
-        return None
-    if kind is float:
-        return f"between {least:g} and {largest:g}"
-    return f"at least {least}" if value < least else f"at most {largest}"
-
-
 @dataclasses.dataclass(frozen=True)
 class SinusoidConfig(Config):
     """The paper's sine waves, by batched Reptile (section 4)."""
 
-    meta_steps: int = 30_000
+    meta_steps: int = 30_000  # of training
     meta_rate: float = 1.0  # ε at the start, annealed linearly to 0
-    inner_steps: int = 5
-    inner_batch: int = 10
+    inner_steps: int = 5  # in training
+    inner_batch: int = 10  # points of an inner step in training
     inner_rate: float = 0.02  # of SGD
     eval_shots: int = 10  # points given at evaluation
     eval_steps: int = 32  # inner steps at evaluation, each on all points given
@@ -136,16 +91,16 @@ class SinusoidConfig(Config):
 class EquationsConfig(Config):
     """A family of differential equations for a physics-informed network: Burgers' or the heat's."""
 
-    equation: Literal["burgers", "heat"] = "burgers"
+    equation: Literal["burgers", "heat"] = "burgers"  # what follows train
     viscosity: tuple[float, float] = (0.005, 0.05)  # lowest and highest in training
     eval_viscosity: tuple[float, float] | None = None  # at evaluation; by default as in training
     horizon: float = 0.5  # the last t
     points: int = 200  # where an inner step asks for the equation; at the edges, a part of that
     hidden: tuple[int, ...] = (32, 32)  # units of the hidden layers
-    meta_steps: int = 2000
+    meta_steps: int = 2000  # of training
     meta_batch: int = 2  # tasks in a meta step
     meta_rate: float = 1.0  # ε at the start, annealed linearly to 0
-    inner_steps: int = 50
+    inner_steps: int = 50  # in training
     inner_rate: float = 3e-3  # of Adam with β1 = 0
     eval_steps: int = 1000  # inner steps at evaluation
     eval_rate: float = 1.5e-3  # of Adam at evaluation
@@ -165,16 +120,16 @@ class ClientsConfig(Config):
     """Federated averaging over clients who write Omniglot's alphabets: a meta step is a round."""
 
     local_epochs: int = 1  # of a client in a round
-    inner_batch: int = 20
+    inner_batch: int = 20  # examples of a local step in training
     inner_rate: float = 0.1  # of SGD
     weighted: bool = True  # clients count by their numbers of examples
-    server: Literal["sgd", "momentum", "adam"] = "sgd"
+    server: Literal["sgd", "momentum", "adam"] = "sgd"  # the server's optimiser
     meta_rate: float = 1.0  # of the server's optimiser
-    meta_steps: int = 500
+    meta_steps: int = 500  # rounds of training
     meta_batch: int = 10  # clients in a round
     steps_per_dispatch: int = 50  # meta steps between lines of metrics
     eval_steps: int = 50  # inner steps at evaluation, on half of a client's drawings
-    eval_batch: int = 20
+    eval_batch: int = 20  # examples of an inner step at evaluation
     eval_rate: float = 0.03  # of SGD at evaluation
     # Clients that are scored, of the 76 whose drawings are by other people.
     eval_tasks: int = dataclasses.field(default=76, metadata={"least": 2, "largest": 76})
@@ -194,9 +149,9 @@ class TomographyConfig(Config):
     scale: float = 10.0  # of the Fourier features, in radians across the image; the paper has 30
     views: int = 20  # angles that a phantom is seen from in training
     inner_views: int = 2  # views of an inner step
-    inner_steps: int = 12
+    inner_steps: int = 12  # in training
     inner_rate: float = 1e-3  # of Adam with β1 = 0
-    meta_steps: int = 4000
+    meta_steps: int = 4000  # of training
     meta_batch: int = 1  # tasks in a meta step
     meta_rate: float = 1.0  # ε at the start, annealed linearly to 0
     eval_steps: int = 200  # inner steps at evaluation, each with all views
@@ -219,16 +174,17 @@ class FewShotConfig(Config):
     `inner_batch`: Adam is insensitive to that, and a plain-SGD rate of the paper is multiplied by
     that size. In evaluation, whose batches have another size, the mean would be something else:
     the second moment that Adam starts from is training's, so half as many examples would make
-    steps half as long.
+    steps half as long. With prototypes, training takes a mean, and evaluation the sum divided by
+    the ways of the task.
     """
 
-    dataset: Literal["omniglot", "mini-imagenet", "images"] = "omniglot"
+    dataset: Literal["omniglot", "mini-imagenet", "images"] = "omniglot"  # what follows train
     ways: int = 5  # classes in an episode
     shots: int = 1  # support images of each class at evaluation
     train_shots: int = 10  # support images of each class in training
-    inner_batch: int = 10
+    inner_batch: int = 10  # support images in a mini-batch of training
     balanced_batches: bool = False  # every mini-batch of training shows each class as often
-    inner_steps: int = 5
+    inner_steps: int = 5  # in training
     inner_rate: float = 1e-3  # of Adam with β1 = 0
     # Where inner optimisers start: at their first state, at the mean of the last meta step's, or at
     # the state of the task before, as in the released code.
@@ -238,16 +194,16 @@ class FewShotConfig(Config):
     # With prototypes, training is by distances to the classes' mean features, without a linear
     # classifier (Snell, Swersky & Zemel 2017, arXiv:1703.05175); at evaluation it starts from them.
     classifier: Classifier = "learned"
-    meta_steps: int = 100_000
+    meta_steps: int = 100_000  # of training
     meta_rate: float = 1.0  # ε at the start
     meta_rate_final: float = 0.0  # ε at the end, annealed linearly
-    # Nesterov's, of the outer step.
+    # Nesterov momentum of the outer step.
     meta_momentum: float = dataclasses.field(default=0.0, metadata={"largest": 1})
     # Classes at evaluation; they may differ from ways unless the classifier is learned.
     eval_ways: int | None = None
-    eval_batch: int = 5
+    eval_batch: int = 5  # support images in a mini-batch of evaluation
     balanced_eval: bool = False  # every mini-batch of evaluation shows each class as often
-    eval_steps: int = 50
+    eval_steps: int = 50  # inner steps at evaluation
     eval_tasks: int = 10_000  # held-out tasks
     query_shots: int = 1  # query images of each class at evaluation
     transductive: bool = False  # which of the two scores is this configuration's
@@ -257,7 +213,7 @@ class FewShotConfig(Config):
     split_seed: int = dataclasses.field(default=0, metadata={"least": 0})
     test_fraction: float = 0.2  # of its classes that are held out
     size: int = 28  # height and width of the images; from 64 on, the mini-ImageNet network
-    color: Literal["grey", "rgb"] = "grey"
+    color: Literal["grey", "rgb"] = "grey"  # of the images
 
     @property
     def experiment(self) -> str:
@@ -283,12 +239,18 @@ class FewShotConfig(Config):
             )
         each, more = divmod(self.inner_batch, self.ways)  # images of a class in a mini-batch
         is_halved = self.balanced_batches and not more and each % 2 == 0
-        if self.classifier == "prototypes" and not (is_halved and each <= self.train_shots):
+        # Images of a class are shuffled anew when all are used, never within a mini-batch.
+        is_apart = is_halved and (
+            self.inner_steps * each <= self.train_shots or self.train_shots % each == 0
+        )
+        if self.classifier == "prototypes" and not is_apart:
             yield (
-                "with prototypes, the halves of a mini-batch classify each other: give "
-                f"balanced_batches, and as inner_batch a multiple of twice the {self.ways} ways, "
-                f"up to {self.train_shots} (train_shots) images of each class; got "
-                f"balanced_batches={self.balanced_batches}, inner_batch={self.inner_batch}."
+                "with prototypes, the halves of a mini-batch classify each other, so no image may "
+                "be in both: give balanced_batches, as inner_batch a multiple of twice the "
+                f"{self.ways} ways, and as train_shots a multiple of the images of a class in a "
+                "mini-batch, or enough for all inner steps; got balanced_batches="
+                f"{self.balanced_batches}, inner_batch={self.inner_batch}, "
+                f"train_shots={self.train_shots}, inner_steps={self.inner_steps}."
             )
         for is_balanced, name, ways in (
             (self.balanced_batches, "inner_batch", self.ways),

@@ -98,8 +98,8 @@ def _wait() -> None:
 class _Record:
     """What a training leaves in its run's folder.
 
-    It goes on with what the run wrote up to the step that it goes on from. Of lines that are lost,
-    the files and a message say so: no state depends on them.
+    It keeps the lines up to the step that training resumes from. Lost lines are reported, and
+    marked in the file. No state depends on them.
     """
 
     def __init__(self, folder: Path, first_step: int, dispatch: int, on_metrics: OnMetrics | None):
@@ -114,7 +114,7 @@ class _Record:
                 "a gap in it, and in the learning curve"
             )
         # How many meta steps in a row had no finite task before this training.
-        self.failed = rows[-1]["failed_in_a_row"] if rows else 0
+        self.failed = rows[-1].get("failed_in_a_row", 0) if rows else 0
         for path, kept in (
             (self._metrics, rows),
             (self._times, _read(self._times, "to", first_step)),

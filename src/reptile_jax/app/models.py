@@ -4,6 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 import reptile_jax as rj
 from reptile_jax.app import run_folder
 from reptile_jax.app.config import Config, FewShotConfig, SinusoidConfig
@@ -11,7 +14,7 @@ from reptile_jax.app.experiments import few_shot, sinusoid
 
 
 def adaptable(run: Path | str) -> rj.deploy.AdaptableModel:
-    """The model of a run's newest checkpoint, or a pretrained one.
+    """The model of a run's newest checkpoint, for its evaluation's ways, or a pretrained one.
 
     Args:
       run: the folder of the run; else the name of a pretrained model.
@@ -35,6 +38,10 @@ def adaptable(run: Path | str) -> rj.deploy.AdaptableModel:
     else:
         raise ValueError(f"{folder} is a run of {config.experiment}, which adapts to no task here.")
     state = run_folder.restore(folder, first_state)
+    # Committed to no device, as parameters that are drawn: programs are compiled for either.
+    state = jax.tree.map(jnp.asarray, jax.device_get(state))
+    if isinstance(config, FewShotConfig):
+        state = few_shot.for_ways(config.held_out_ways, state)
     facts = {"name": folder.name, "meta steps": int(state.step)}
     model = rj.deploy.from_config(described(config), **facts)
     return dataclasses.replace(model, params=state.params, inner_opt_state=state.inner_opt_state)

@@ -35,8 +35,8 @@ def _rows() -> dict[str, FewShotConfig]:
 
 # Named by data set, shots and ways; a t at the end is transductive.
 PAPER: dict[str, FewShotConfig] = _rows()
-# Not of the paper: classifiers that start every task at zero, four times the inner rate, and more
-# meta steps of fewer tasks; in the best for 1-shot, mini-batches that show every class as often.
+# Not of the paper. The classifier starts every task at zero, with four times the inner rate and
+# meta-batches of two; in the best for 1-shot, mini-batches show every class as often.
 _PAIRS = FewShotConfig(classifier="zero", inner_rate=4e-3, meta_batch=2, meta_steps=62_500)
 _BALANCED = dataclasses.replace(_PAIRS, balanced_batches=True)
 BEYOND: dict[str, FewShotConfig] = {
@@ -49,7 +49,7 @@ BEYOND: dict[str, FewShotConfig] = {
         meta_batch=2,
         meta_steps=50_000,
     ),
-    # The same budget, trained by prototypes on 60 ways, with mirrored classes as well:
+    # The same budget by prototypes, on 60 ways, with mirrored classes and twice the inner rate:
     "o120-prototypes": dataclasses.replace(
         PAPER["o120"],
         classifier="prototypes",

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from reptile_jax.app import run_folder
+from reptile_jax.app.config import Config
 from reptile_jax.app.experiments import EXPERIMENTS
-from reptile_jax.app.json_files import read_json, read_json_lines, write_whole
+from reptile_jax.app.json_files import plain, read_json, read_json_lines, write_whole
 
 _OF_SPREAD = {"worst_tenth": "worst tenth", "std": "standard deviation"}
 
@@ -47,6 +48,8 @@ def write(folder: Path, pictures: Sequence[Path]) -> Path:
         body.append(_headline(next(iter(found.values()))))
     for path, fields in found.items():
         body.append(f"<h2>{'Held-out tasks' if path.stem == 'results' else path.stem}</h2>")
+        if changes := _changes(config, fields):
+            body.append(f'<p class="soft">{html.escape(", ".join(changes))}</p>')
         body.append(_score_table(fields))
         if "spread" in fields:
             body.append(_spread_table(fields))
@@ -67,6 +70,13 @@ def write(folder: Path, pictures: Sequence[Path]) -> Path:
     )
     write_whole(folder / "report.html", (page + "\n".join(body) + "\n</html>\n").encode())
     return folder / "report.html"
+
+
+def _changes(config: Config, fields: Mapping[str, Any]) -> list[str]:
+    """What an evaluation was told: other values than the run's, and a folder of data."""
+    own, told = plain(dataclasses.asdict(config)), fields.get("config", {})
+    changes = [f"{name}={told[name]}" for name in own if told.get(name, own[name]) != own[name]]
+    return [*changes, f"data {fields['data']}"] if "data" in fields else changes
 
 
 def _pictures_of(results: Path, pictures: Sequence[Path]) -> list[Path]:

@@ -64,13 +64,13 @@ def emptied_on_failure(folder: Path) -> Iterator[None]:
         raise
 
 
-def check_free(out: Path | None) -> None:
-    """Raises as `create` does, where a run cannot be."""
+def check_free(out: Path | None, what: str = "run", option: str = "--out") -> None:
+    """Raises as `create` does, where a run cannot be, or what else an option names a folder for."""
     check_local(str(out or ""))
     rj.checkpoint.check_path(out or Path())
     if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise FileExistsError(
-            f"{out} exists, and a run is never overwritten: give another --out, or remove it."
+            f"{out} exists, and a {what} is never overwritten: give another {option}, or remove it."
         )
 
 

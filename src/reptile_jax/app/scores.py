@@ -84,7 +84,7 @@ def tabulate(
 
 
 def _few(steps: np.ndarray) -> list[int]:
-    """The points of a curve in a table: all, or of many those at powers of two, or of ten."""
+    """The points of a curve in a table: all if few; else those at powers of two or ten."""
     if len(steps) <= 8:
         return list(range(len(steps)))
     base = 2 if len(steps) <= 100 else 10

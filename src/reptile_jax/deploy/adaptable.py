@@ -48,6 +48,8 @@ class AdaptableModel:
     def __post_init__(self):
         if self.inner_steps < 1:
             raise ValueError(f"inner_steps is at least 1, got {self.inner_steps}.")
+        if self.balanced and self.batch_size is None:
+            raise ValueError("balanced mini-batches have a size: give batch_size.")
 
     def predict(
         self, support: Any, targets: Any, query: Any, *, transductive: bool = False

@@ -33,8 +33,8 @@ def export(
     `(support, targets, query) -> probabilities`, with the whole adaptation inside: the arguments
     are those of `predict`, images as float32 from 0 to 1, and labels as int32. Where a class has no
     example, or a label is out of range, all answers are NaN. The guide has the five lines that load
-    it. Beside it are `<path>.json`, with its shapes, checksum, JAX version and the model's card,
-    and `<path>.safetensors`, with the parameters alone.
+    it. Beside it are `<path>.json`, with its ways and shapes, checksum, JAX version and the model's
+    card, and `<path>.safetensors`, with the parameters alone.
 
     Args:
       model: `for_ways` changes its ways, which the program fixes.
@@ -73,6 +73,7 @@ def export(
         "expires": f"JAX reads it in {jax.__version__}, in the releases of the six months after "
         "that, and in those of the three weeks before; later ones may refuse it",
         "platforms": list(exported.platforms),
+        "ways": model.ways,
         "transductive": transductive,
         "arguments": {
             name: f"{aval.dtype}[{', '.join(map(str, aval.shape))}]"

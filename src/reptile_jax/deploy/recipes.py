@@ -14,6 +14,8 @@ from reptile_jax._types import Batch, Params
 from reptile_jax.deploy.adaptable import AdaptableModel
 
 
+# Programs are compiled for what these functions return: the same for the same arguments.
+@functools.cache
 def network(size: int, ways: int, classifier: str) -> nn.ConvNet:
     """The paper's network for the size of the images; a classifier not "learned" is at zero."""
     model = (nn.omniglot_net if size < 64 else nn.mini_imagenet_net)(ways)
@@ -22,19 +24,24 @@ def network(size: int, ways: int, classifier: str) -> nn.ConvNet:
     return model
 
 
-@functools.cache  # programs are compiled for a start: the same for the same network
+@functools.cache
 def prototypes(size: int, classifier: str) -> Callable[[Params, Batch], Params] | None:
     """Where a task starts, given its support set: for the classifier "prototypes" alone."""
     return nn.from_prototypes(network(size, 1, classifier)) if classifier == "prototypes" else None
 
 
-@functools.cache  # programs are compiled for an optimiser: the same for the same rate
-def inner_adam(rate: float) -> optax.GradientTransformation:
+def adam_without_momentum(rate: Any) -> optax.GradientTransformation:
     """Adam with β1 = 0, the paper's inner optimiser, without its useless first moment."""
     return optax.chain(
         optax.scale_by_rms(decay=0.999, eps=1e-8, eps_in_sqrt=False, bias_correction=True),
         optax.scale(-rate),
     )
+
+
+@functools.cache
+def inner_adam(rate: float) -> optax.GradientTransformation:
+    """`adam_without_momentum`, the same for the same rate."""
+    return adam_without_momentum(rate)
 
 
 @functools.cache
@@ -45,6 +52,8 @@ def inner_sgd(rate: float) -> optax.GradientTransformation:
 
 def from_config(config: Mapping[str, Any], **facts: Any) -> AdaptableModel:
     """The model of a run, with the shapes of what it learned in the place of that.
+
+    Of images, it is for the classes of the run's held-out tasks.
 
     Args:
       config: of a run on images or sine waves, as its config.json has it.
@@ -63,13 +72,14 @@ def _classifier(config: Mapping[str, Any]) -> AdaptableModel:
     size, classifier = config["size"], config.get("classifier", "learned")
     shape = (size, size, 1 if config["color"] == "grey" else 3)
     of = lambda ways: network(size, ways, classifier)
-    model = of(config["ways"])
+    ways = config.get("eval_ways") or config["ways"]
+    model = of(ways)
     return AdaptableModel(
         apply=model.apply,
         params=None,
         inner_optimizer=inner_adam(config["inner_rate"]),
         input_shape=shape,
-        ways=config["ways"],
+        ways=ways,
         inner_steps=config["eval_steps"],
         batch_size=config["eval_batch"],
         balanced=config.get("balanced_batches", False),

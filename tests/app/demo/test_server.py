@@ -106,6 +106,20 @@ def test_the_initialisations_differ_and_share_their_steps(models):
     assert len({model.inner_steps for model in by_start.values()}) == 1
 
 
+def test_a_classifier_that_is_learned_keeps_its_width(models):
+    learned = dataclasses.replace(small(), apply_for=None)
+    symbols = engine.Symbols(learned, small(7).untrained(jax.random.key(2)))
+    for start, model in symbols.models(3).items():
+        found = jax.eval_shape(model.apply, model.params, jnp.zeros((2, SIZE, SIZE, 1)))
+        assert (start, found.shape, model.ways) == (start, (2, 5), 3)
+
+
+def test_a_run_by_prototypes_says_where_its_classifier_starts(of_prototypes):
+    told = "From every initialisation, the classifier starts at the examples' class means."
+    assert told in models_of_the_page.load(of_prototypes)[2]
+    assert told not in models_of_the_page.load()[2]
+
+
 def test_steps_get_fewer_where_examples_get_more(models):
     steps = [models[0].steps(ways) for ways in range(3, 21)]
     assert steps[2] == 50

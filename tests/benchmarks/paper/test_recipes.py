@@ -1,6 +1,9 @@
 """The recipes differ from the paper's rows in what their names say."""
 
+import contextlib
 import dataclasses
+import json
+import shlex
 import shutil
 
 import chex
@@ -12,7 +15,8 @@ import pytest
 from benchmarks.paper.scoring import PAPER
 
 import reptile_jax as rj
-from benchmarks.paper import evaluations, recipe_list, recipes
+from benchmarks import records
+from benchmarks.paper import evaluations, precision, recipe_list, recipes
 from reptile_jax.app import presets
 from reptile_jax.app.config import FewShotConfig
 
@@ -89,6 +93,63 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path):
         shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "6")
         again = recipes.trained(recipe, config, splits, tmp_path / "stopped")
     chex.assert_trees_all_equal(whole, again)
+
+
+@pytest.mark.parametrize(
+    ("bench", "record", "words"),
+    [
+        (recipes, "recipes_o15_1000", "--only 'the paper' 'balanced batches'"),
+        (precision, "precision_o15_1000", ""),
+        (evaluations, "evaluations_o120_1000", "--preset o120 --tasks 200 --only balanced"),
+    ],
+)
+def test_what_is_published_is_found_again(bench, record, words, tmp_path, monkeypatch):
+    """With settings that are younger than it; nothing is trained or scored again."""
+    path = tmp_path / "paper" / f"{record}.json"
+    path.parent.mkdir()
+    shutil.copy(records.RESULTS / "paper" / path.name, path)
+    arms = records.read(path)["arms"]
+    monkeypatch.setattr(rj.datasets, "load_omniglot", lambda folder: None)
+    monkeypatch.setattr(bench, "set_apart", lambda splits, characters: None)
+    monkeypatch.setattr(recipes, "trained", lambda *_: None)
+    monkeypatch.setattr(recipes, "score_of", lambda *_, **__: pytest.fail("scored again"))
+    assert bench.main(["--data", "DIR", "--out", str(tmp_path), *shlex.split(words)]) == 0
+    assert records.read(path)["arms"] == arms
+
+
+def test_a_folder_is_of_one_training(tmp_path):
+    config, recipe, folder = FewShotConfig(), recipe_list.Recipe(), tmp_path / "a"
+    keep = lambda: recipes._keep_settings(recipe, config, folder)
+    keep()
+    (folder / "checkpoints").mkdir()
+    settings = json.loads((folder / "settings.json").read_text())
+    del settings["mirrored"]  # a field that is younger than the training
+    (folder / "settings.json").write_text(json.dumps(settings))
+    keep()
+    for other in (
+        (recipe, dataclasses.replace(config, seed=1)),
+        (recipe, dataclasses.replace(config, inner_rate=0.1)),
+        (dataclasses.replace(recipe, averaged=True), config),
+    ):
+        with pytest.raises(ValueError, match="a is another training: give another --runs"):
+            recipes.trained(*other, None, folder)
+    (folder / "settings.json").unlink()
+    with pytest.raises(ValueError, match="a is another training"):
+        keep()
+
+
+def test_a_fresh_training_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(recipes, "trained", lambda r, c, s, folder, mesh: used.append(folder))
+    monkeypatch.setattr(recipes, "score_of", lambda *_, **__: {})
+    monkeypatch.setattr(recipes.trainings, "training_seconds", lambda folder: folder.mkdir())
+    for fresh in (True, True, False):
+        words = ["--data", "DIR", "--runs", str(tmp_path), *(["--fresh"] if fresh else [])]
+        args = recipes._arguments(words)
+        (tmp_path / "o15-1000").mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            recipes.tried("the paper", args, None)
+    assert [folder.name for folder in used] == ["the-paper", "the-paper-2", "the-paper"]
 
 
 def test_a_classifier_left_as_initialised_stays_and_the_rest_moves():

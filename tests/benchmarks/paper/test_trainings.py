@@ -108,6 +108,11 @@ def test_learning_curves_are_thinned_to_means(tmp_path):
     curve = trainings.learning_curve(tmp_path, points=3)
     assert curve["meta steps"] == [20, 40, 60]
     assert curve["first_loss"] == [15.0, 35.0, 55.0]
+    rows[0] |= {"first_loss": None}  # a line that was lost
+    rows[2] |= {"first_loss": None}
+    rows[3] |= {"first_loss": None}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert trainings.learning_curve(tmp_path, points=3)["first_loss"] == [20.0, None, 55.0]
 
 
 def test_an_evaluation_is_found_again_by_its_configuration(tmp_path):

@@ -43,6 +43,12 @@ def test_the_rows_are_means_with_students_interval_over_the_trainings(tmp_path):
     assert point == 1
 
 
+def test_more_trainings_than_students_t_is_known_for_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--data", "DIR", "--seeds", "11"])
+    assert "argument --seeds: invalid choice: 11" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", bench.METHODS)
 def test_every_method_trains_and_scores_every_client(method, made):

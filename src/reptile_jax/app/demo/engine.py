@@ -85,8 +85,10 @@ class Symbols:
         random = self._random.for_ways(ways)
         starts = {"random": (random.params, random.inner_opt_state)}
         if self._joint is not None:
+            # A classifier that is meta-learned keeps its width, whatever the symbols.
+            width = self._learned.ways if self._learned.apply_for is None else ways
             starts["joint training"] = resized(
-                ways, (self._joint.params, self._joint.inner_opt_state)
+                width or ways, (self._joint.params, self._joint.inner_opt_state)
             )
         others = {
             name: dataclasses.replace(learned, params=params, inner_opt_state=state)

@@ -34,6 +34,8 @@ def load(run: Path | str | None = None) -> tuple[engine.Symbols, engine.Waves, s
     if (ways := learned["symbols"].ways or 0) < least and not learned["symbols"].apply_for:
         raise ValueError(f"{run} tells {ways} classes apart, and the page needs {least} or more.")
     about = f"Symbols: {names['symbols']}. Sine waves: {names['waves']}."
+    if learned["symbols"].prototypes is not None:
+        about += " From every initialisation, the classifier starts at the examples' class means."
     return (
         engine.Symbols(learned["symbols"], _joint("symbols", learned["symbols"])),
         engine.Waves(learned["waves"], _joint("waves", learned["waves"])),
