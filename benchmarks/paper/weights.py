@@ -36,7 +36,7 @@ class Source(NamedTuple):
 SOURCES: dict[str, Source] = {
     "omniglot-5way": Source(
         "o15-balanced-quarter",
-        "For a few classes: the best of our trainings at 5-way 1-shot. Takes any number.",
+        "For a few classes, with a linear classifier at zero. Takes any number.",
         OMNIGLOT,
         "beyond",
         (
@@ -48,11 +48,11 @@ SOURCES: dict[str, Source] = {
         ),
     ),
     "omniglot-20way": Source(
-        "o120-balanced-tenth",
-        "For about 20 classes, with a linear classifier. Takes any number.",
+        "o120-prototypes",
+        "The most accurate, for any number of classes: its classifier starts at class means.",
         OMNIGLOT,
         "beyond",
-        ("o120-balanced-tenth-seed0", "o120-balanced-tenth-balanced-eval-seed0"),
+        ("o120-prototypes-seed0",),
     ),
     "omniglot-paper": Source(
         "o15-carry",

@@ -76,10 +76,11 @@ def test_the_committed_arms_are_found_again_by_todays_settings():
 def test_the_trainings_have_what_evaluate_and_adapt_read():
     folder = records.RESULTS.parent / "trainings"
     found = sorted(path.name for path in folder.iterdir())
-    assert found == ["o120-balanced-tenth", "o15-balanced-quarter", "o15-carry", "sinusoid"]
+    assert found == ["o120-prototypes", "o15-balanced-quarter", "o15-carry", "sinusoid"]
     for name in found[:-1]:
         assert isinstance(run_folder.load_config(folder / name), FewShotConfig)
         classes = json.loads((folder / name / "classes.json").read_text())
-        assert [len(classes[split]) for split in ("train", "test")] == [4800, 423]
+        training = 9600 if name == "o120-prototypes" else 4800  # mirrored as well
+        assert [len(classes[split]) for split in ("train", "test")] == [training, 423]
         (checkpoint,) = (folder / name / "checkpoints").iterdir()
         assert int(checkpoint.name) == run_folder.load_config(folder / name).meta_steps
