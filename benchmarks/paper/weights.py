@@ -49,7 +49,7 @@ SOURCES: dict[str, Source] = {
     ),
     "omniglot-20way": Source(
         "o120-prototypes",
-        "The most accurate, for any number of classes: its classifier starts at class means.",
+        "The most accurate at 20 classes: its classifier starts at class means. Takes any number.",
         OMNIGLOT,
         "beyond",
         ("o120-prototypes-seed0",),

@@ -27,8 +27,8 @@ def pretrained(name: str) -> AdaptableModel:
         probabilities = model.predict(support_images, labels, query_images)
 
     Args:
-      name: "omniglot-20way", the most accurate, and "omniglot-5way", both for any number of
-        classes; "omniglot-paper", by the paper's recipe, for 5 classes; "sine-waves".
+      name: "omniglot-20way", the most accurate at 20 classes, and "omniglot-5way", both for any
+        number; "omniglot-paper", by the paper's recipe, for 5 classes; "sine-waves".
         `model.card` has the training, the data and the accuracy.
 
     Raises:
