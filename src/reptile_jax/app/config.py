@@ -1,9 +1,9 @@
 """What a run can be told: one dataclass per experiment, whose fields are the command's options.
 
-The comment beside a field is its help on the command line. A field without one would have that of
-a field before it. `Config.check` refuses an integer below
-1, a negative number, and what a Literal does not name. The field's metadata sets other bounds,
-`{"least": 0}` or `{"largest": 1}`. Fields of other types take any value.
+The comment beside a field is its help on the command line; a field without one would have that of
+a field before it. `Config.check` refuses an integer below 1, a negative number, and what a Literal
+does not name. The field's metadata sets other bounds, `{"least": 0}` or `{"largest": 1}`. Fields of
+other types take any value.
 """
 
 import abc
@@ -239,7 +239,7 @@ class FewShotConfig(Config):
             )
         each, more = divmod(self.inner_batch, self.ways)  # images of a class in a mini-batch
         is_halved = self.balanced_batches and not more and each % 2 == 0
-        # Images of a class are shuffled anew when all are used, never within a mini-batch.
+        # Images of a class are shuffled anew when all are used: not in the midst of a mini-batch.
         is_apart = is_halved and (
             self.inner_steps * each <= self.train_shots or self.train_shots % each == 0
         )
